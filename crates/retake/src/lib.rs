@@ -1,0 +1,5 @@
+//! Retake checkpoints, resumes and rolls back workflow executions.
+
+pub mod checkpoint;
+pub mod clock;
+pub mod execution;
