@@ -3,3 +3,5 @@
 pub mod checkpoint;
 pub mod clock;
 pub mod execution;
+#[cfg(feature = "store")]
+pub mod store;

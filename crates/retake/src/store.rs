@@ -1,0 +1,151 @@
+//! Where histories are kept: the [`Store`] trait, and the stores.
+//!
+//! A history is append-only. A commit appends one checkpoint, and moves the head to it, in one atomic, durable step;
+//! it is refused where the head is not where the writer thought, or the writer's lease has passed to somebody else.
+//! Rollback, undo, edit and fork are commits too, whose parent is another point than the head. Only
+//! [`prune`](Store::prune) and [`delete`](Store::delete) remove.
+
+mod delta;
+mod error;
+mod record;
+mod state;
+mod value;
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+pub use delta::{Delta, Entry, Image, Key, KeyChange, MESSAGE_PACK, Op, Piece};
+pub use error::{Conflict, Source, StoreError};
+pub use record::{
+    Ask, Cause, CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Lease,
+    NewCheckpoint, NewExecution, NewOperation, OperationRecord, Origin, Report, Request, Seq,
+};
+pub use state::{context, delta};
+pub use value::{DEPTH_MAX, VALUE_BYTES_MAX, decode, encode, hash};
+
+use crate::checkpoint::CheckpointId;
+use crate::execution::{ExecutionContext, ExecutionId, WorkflowId};
+
+/// A place that keeps histories: the minimum that every store must do.
+///
+/// Every method may be called from many tasks at once. Dropping the future of a write leaves the store as it was or as
+/// the write makes it, never between; read the head to learn which. Conveniences live in [`StoreExt`].
+#[async_trait::async_trait]
+pub trait Store: Send + Sync + std::fmt::Debug {
+    /// Creates an execution with its first checkpoint, `@1`. Returns when both are durable.
+    ///
+    /// The first checkpoint's delta starts from nothing, or from the origin's point, whose storage it then shares.
+    ///
+    /// # Errors
+    /// [`Conflict::NameTaken`] and [`Conflict::IdTaken`]; [`StoreError::NoExecution`], [`StoreError::NoPoint`] and
+    /// [`StoreError::Pruned`] for the origin.
+    async fn create(&self, new: NewExecution, first: NewCheckpoint) -> Result<CheckpointRecord, StoreError>;
+
+    /// Appends a checkpoint and moves the head to it. Returns when it is durable.
+    ///
+    /// Costs the delta, not the state and not the history. Commits that wait at the same time share one durable write,
+    /// and one that is refused does not disturb the others.
+    ///
+    /// # Errors
+    /// [`Conflict::HeadMoved`], [`Conflict::Fenced`], [`Conflict::Leased`] (an unfenced commit while somebody holds the
+    /// lease), [`Conflict::IdTaken`]; [`StoreError::NoExecution`], [`StoreError::NoPoint`] and [`StoreError::Pruned`]
+    /// for the parent.
+    async fn commit(&self, commit: Commit) -> Result<CheckpointRecord, StoreError>;
+
+    /// Returns an execution's record, or `None` where there is none.
+    async fn execution(&self, id: ExecutionId) -> Result<Option<ExecutionRecord>, StoreError>;
+
+    /// Returns the executions that pass the filter, newest first (by creation, then by id).
+    async fn executions(&self, filter: &ExecutionFilter) -> Result<Vec<ExecutionRecord>, StoreError>;
+
+    /// Returns the definition that executions of a workflow were created with, or `None` where there is none.
+    async fn workflow(&self, id: WorkflowId) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Returns a page of an execution's history, newest first. Empty for an unknown execution.
+    ///
+    /// Costs the page, not the history and not the other executions.
+    async fn history(&self, id: ExecutionId, page: HistoryPage) -> Result<Vec<CheckpointRecord>, StoreError>;
+
+    /// Returns a checkpoint's record, or `None` where there is none or it has been pruned.
+    async fn checkpoint(&self, id: CheckpointId) -> Result<Option<CheckpointRecord>, StoreError>;
+
+    /// Returns the whole state at a point. Costs the state, not the history, whatever the point.
+    ///
+    /// # Errors
+    /// [`StoreError::NoExecution`], [`StoreError::NoPoint`], [`StoreError::Pruned`].
+    async fn state(&self, id: ExecutionId, seq: Seq) -> Result<Image, StoreError>;
+
+    /// Returns an execution's operation log, newest first. Pruning leaves it whole.
+    async fn operations(&self, id: ExecutionId) -> Result<Vec<OperationRecord>, StoreError>;
+
+    /// Removes all checkpoints but the newest `keep` (at least the head), and those with a label. Returns how many
+    /// went.
+    ///
+    /// The states of those that stay can be read as before. Space is given back when it is worth the work; at once with
+    /// [`compact`](Store::compact).
+    async fn prune(&self, id: ExecutionId, keep: usize) -> Result<usize, StoreError>;
+
+    /// Removes an execution with its whole history. Returns how many checkpoints went; 0 for an unknown execution.
+    ///
+    /// Forks of it stay whole.
+    ///
+    /// # Errors
+    /// [`Conflict::Leased`] while somebody advances it.
+    async fn delete(&self, id: ExecutionId) -> Result<usize, StoreError>;
+
+    /// Takes the exclusive right to advance an execution, for `ttl` unless it is renewed.
+    ///
+    /// A lease whose time is up can be taken by anybody, and so can one whose process has died, where the store can
+    /// tell. The fence is larger than every fence before it.
+    ///
+    /// # Errors
+    /// [`Conflict::Leased`] while somebody else holds it, [`StoreError::NoExecution`].
+    async fn lease(&self, id: ExecutionId, ttl: Duration) -> Result<Lease, StoreError>;
+
+    /// Makes a lease last for its `ttl` from now on, and returns what has been asked of its holder, oldest first.
+    ///
+    /// # Errors
+    /// [`Conflict::Fenced`] where it has passed to somebody else.
+    async fn renew(&self, lease: &Lease) -> Result<Vec<Request>, StoreError>;
+
+    /// Gives a lease back. One that has passed to somebody else is left alone.
+    async fn release(&self, lease: &Lease) -> Result<(), StoreError>;
+
+    /// Asks something of whoever holds the lease; it is answered by a commit that names the request.
+    ///
+    /// # Errors
+    /// [`StoreError::NoExecution`].
+    async fn ask(&self, id: ExecutionId, request: Request) -> Result<(), StoreError>;
+
+    /// Takes a request back. Returns false where it has been answered already.
+    async fn withdraw(&self, id: ExecutionId, request: Uuid) -> Result<bool, StoreError>;
+
+    /// Reads and verifies every record. Damage is reported, not returned as an error.
+    async fn check(&self) -> Result<Report, StoreError>;
+
+    /// Gives back the space of what has been pruned and deleted.
+    async fn compact(&self) -> Result<(), StoreError>;
+}
+
+/// Conveniences over any [`Store`].
+#[async_trait::async_trait]
+pub trait StoreExt: Store {
+    /// Returns an execution's record.
+    ///
+    /// # Errors
+    /// [`StoreError::NoExecution`].
+    async fn require(&self, id: ExecutionId) -> Result<ExecutionRecord, StoreError> {
+        self.execution(id).await?.ok_or(StoreError::NoExecution(id))
+    }
+
+    /// Returns the context at a point.
+    ///
+    /// # Errors
+    /// Those of [`Store::state`].
+    async fn context(&self, id: ExecutionId, seq: Seq) -> Result<ExecutionContext, StoreError> {
+        context(id, &self.state(id, seq).await?)
+    }
+}
+
+impl<S: Store + ?Sized> StoreExt for S {}

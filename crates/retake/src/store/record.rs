@@ -1,0 +1,342 @@
+//! What stores keep about executions and checkpoints, beside their states.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::Delta;
+use crate::checkpoint::CheckpointId;
+use crate::execution::{ExecutionId, ExecutionState, WorkflowId};
+
+/// The number of a checkpoint in its execution's history: `@1` is the start, and every new one is the next.
+pub type Seq = u64;
+
+/// An execution that is to be created.
+#[derive(Debug, Clone)]
+pub struct NewExecution {
+    /// Its id.
+    pub id: ExecutionId,
+    /// Its readable name, of which a store holds only one.
+    pub name: String,
+    /// The workflow's id.
+    pub workflow_id: WorkflowId,
+    /// The workflow's name.
+    pub workflow_name: String,
+    /// The workflow's definition, opaque to the store and kept once for all executions of it. May be empty.
+    pub definition: Vec<u8>,
+    /// Where it was forked from.
+    pub origin: Option<Origin>,
+}
+
+/// The point that a fork began at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// The point in its history.
+    pub seq: Seq,
+}
+
+/// A checkpoint that is to be committed.
+#[derive(Debug, Clone)]
+pub struct NewCheckpoint {
+    /// Its id.
+    pub id: CheckpointId,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// The point whose state `delta` starts from, and that precedes this one on the time line. `None`: the head; for
+    /// the first checkpoint of an execution: its origin's point, or nothing.
+    pub parent: Option<Seq>,
+    /// What changed since the parent.
+    pub delta: Delta,
+    /// How the execution stands then.
+    pub state: ExecutionState,
+    /// Why it was made.
+    pub cause: Cause,
+    /// A name to find it by.
+    pub label: Option<String>,
+    /// How many nodes are done with then.
+    pub completed_node_count: u64,
+    /// Whether to compress what is stored.
+    pub compress: bool,
+    /// The operation of a person that this is, for the operation log.
+    pub operation: Option<NewOperation>,
+    /// Requests that this answers; they are removed in the same transaction.
+    pub answers: Vec<Uuid>,
+}
+
+/// One checkpoint to append to an execution's history.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// The head that the writer built on.
+    pub expected_head: Seq,
+    /// The writer's fence. `None` writes without a lease, and is refused while somebody holds one.
+    pub fence: Option<u64>,
+    /// The checkpoint.
+    pub checkpoint: NewCheckpoint,
+}
+
+/// Why a checkpoint was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Cause {
+    /// The execution began.
+    Start,
+    /// Nodes finished.
+    Nodes {
+        /// Their names.
+        nodes: Vec<String>,
+    },
+    /// The interval passed.
+    Interval,
+    /// A node of a named kind was about to start.
+    Before {
+        /// Its name.
+        node: String,
+    },
+    /// A node that took long finished.
+    LongNode {
+        /// Its name.
+        node: String,
+    },
+    /// A node with an effect outside was about to start: the mark that it may have happened.
+    Started {
+        /// Its name.
+        node: String,
+    },
+    /// Somebody asked for it.
+    Manual,
+    /// A `CheckpointStorage` saved it.
+    Save,
+    /// The execution was paused, or waits for somebody.
+    Pause,
+    /// The execution went on.
+    Resume,
+    /// The execution ended: completed or failed.
+    Finish,
+    /// The execution was cancelled.
+    Cancel,
+    /// Somebody decided an approval.
+    Approve {
+        /// The node.
+        node: String,
+        /// Whether it was approved.
+        approved: bool,
+    },
+    /// The state of an older point, wholly or in part, became the head.
+    Rollback {
+        /// The point.
+        to: Seq,
+    },
+    /// An operation was taken back.
+    Undo {
+        /// Its number in the operation log.
+        operation: u64,
+    },
+    /// An operation that had been taken back was done again.
+    Redo {
+        /// Its number in the operation log.
+        operation: u64,
+    },
+    /// Somebody changed the state.
+    Edit,
+    /// The execution began as a fork.
+    Fork {
+        /// Where.
+        origin: Origin,
+    },
+}
+
+impl Cause {
+    /// Returns the `kind` that the JSON form carries.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Nodes { .. } => "nodes",
+            Self::Interval => "interval",
+            Self::Before { .. } => "before",
+            Self::LongNode { .. } => "long_node",
+            Self::Started { .. } => "started",
+            Self::Manual => "manual",
+            Self::Save => "save",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Finish => "finish",
+            Self::Cancel => "cancel",
+            Self::Approve { .. } => "approve",
+            Self::Rollback { .. } => "rollback",
+            Self::Undo { .. } => "undo",
+            Self::Redo { .. } => "redo",
+            Self::Edit => "edit",
+            Self::Fork { .. } => "fork",
+        }
+    }
+}
+
+/// Who did something, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewOperation {
+    /// Who: the operating system's user, or a token's name.
+    pub who: String,
+    /// The command, as it was given.
+    pub command: String,
+}
+
+/// One entry of the operation log: a checkpoint that a person asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationRecord {
+    /// Its number in the execution's log, from 1.
+    pub number: u64,
+    /// When it was done.
+    pub at: DateTime<Utc>,
+    /// Who did it.
+    pub who: String,
+    /// The command, as it was given.
+    pub command: String,
+    /// What it was.
+    pub cause: Cause,
+    /// The head before.
+    pub before: Seq,
+    /// The head after.
+    pub after: Seq,
+}
+
+/// What a store knows of an execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecutionRecord {
+    /// Its id.
+    pub id: ExecutionId,
+    /// Its readable name.
+    pub name: String,
+    /// The workflow's id.
+    pub workflow_id: WorkflowId,
+    /// The workflow's name.
+    pub workflow_name: String,
+    /// How it stood at the head.
+    pub state: ExecutionState,
+    /// The newest point.
+    pub head: Seq,
+    /// When it was created.
+    pub created_at: DateTime<Utc>,
+    /// When its head last moved.
+    pub updated_at: DateTime<Utc>,
+    /// Where it was forked from.
+    pub origin: Option<Origin>,
+    /// Who is advancing it now.
+    pub leased_by: Option<String>,
+}
+
+/// What a store knows of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointRecord {
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// The execution's workflow.
+    pub workflow_id: WorkflowId,
+    /// Its number in the history.
+    pub seq: Seq,
+    /// Its id.
+    pub id: CheckpointId,
+    /// The point that precedes it on the time line; it may have been pruned since. `None` for the first.
+    pub parent: Option<Seq>,
+    /// When it was made. Order is decided by `seq`, never by this.
+    pub created_at: DateTime<Utc>,
+    /// Why it was made.
+    pub cause: Cause,
+    /// A name to find it by.
+    pub label: Option<String>,
+    /// How the execution stood.
+    pub state: ExecutionState,
+    /// How many nodes were done with.
+    pub completed_node_count: u64,
+    /// Bytes that were stored for it: what changed, encoded and compressed.
+    pub size_bytes: u64,
+    /// Whether those bytes are compressed.
+    pub compressed: bool,
+}
+
+/// Which executions to list.
+#[derive(Debug, Clone, Default)]
+pub struct ExecutionFilter {
+    /// Only those that stand so, by [`ExecutionState::name`].
+    pub state: Option<String>,
+    /// Only the one with this name, or those whose id, written with or without hyphens, begins so.
+    pub address: Option<String>,
+    /// At most so many; `None` for all.
+    pub limit: Option<usize>,
+}
+
+/// A page of a history, newest first.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HistoryPage {
+    /// Only points before this one.
+    pub before: Option<Seq>,
+    /// At most so many; `None` for all.
+    pub limit: Option<usize>,
+}
+
+/// The exclusive, expiring right to advance an execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// The number that every write must carry. It grows with every lease.
+    pub fence: u64,
+    /// How long it holds after it was taken or renewed.
+    pub ttl: Duration,
+}
+
+/// Something that a person asks of the process that holds the lease.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// Its id.
+    pub id: Uuid,
+    /// What is asked.
+    pub ask: Ask,
+    /// Who asks, and how.
+    pub operation: NewOperation,
+}
+
+/// What can be asked of a running execution.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Ask {
+    /// Finish the nodes that run, save, and stop.
+    Pause,
+    /// End the nodes that run, save, and end the execution.
+    Cancel,
+    /// Save now, under a label.
+    Checkpoint {
+        /// The label.
+        label: Option<String>,
+    },
+    /// Decide an approval.
+    Approve {
+        /// The node.
+        node: String,
+        /// Whether it is approved.
+        approved: bool,
+        /// What the approver adds; it becomes part of the node's output.
+        with: Value,
+    },
+}
+
+/// What a look at every record of a store found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Executions looked at.
+    pub executions: u64,
+    /// Checkpoints looked at.
+    pub checkpoints: u64,
+    /// Bytes of states and records looked at.
+    pub bytes: u64,
+    /// What is wrong, one sentence each; empty for a sound store.
+    pub problems: Vec<String>,
+}

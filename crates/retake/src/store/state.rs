@@ -1,0 +1,321 @@
+//! From an execution's context to the deltas that stores keep, and back.
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::delta::MESSAGE_PACK;
+use super::{Delta, Entry, Image, Key, KeyChange, Op, Piece, StoreError, value};
+use crate::execution::{
+    Addition, Change, ExecutionContext, ExecutionId, ExecutionState, NodeExecutionResult, NodeId, Variable,
+    Variables, WorkflowId,
+};
+
+/// The part of a state that is neither variable nor result.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Header {
+    workflow_id: WorkflowId,
+    started_at: DateTime<Utc>,
+    completed_at: Option<DateTime<Utc>>,
+    state: ExecutionState,
+    generation: u64,
+}
+
+impl Header {
+    fn of(ctx: &ExecutionContext) -> Self {
+        Self {
+            workflow_id: ctx.workflow_id,
+            started_at: ctx.started_at,
+            completed_at: ctx.completed_at,
+            state: ctx.state.clone(),
+            generation: ctx.generation,
+        }
+    }
+}
+
+/// Returns what changed from one state to another; from nothing, the whole state.
+///
+/// Costs as much as the two differ: what was appended to a list or text is stored as an append. `writer_of` says which
+/// node wrote a variable.
+///
+/// # Errors
+/// [`StoreError::Unstorable`] with the path of a value that could not be read back.
+pub fn delta(
+    before: Option<&ExecutionContext>,
+    after: &ExecutionContext,
+    writer_of: impl Fn(&str) -> Option<NodeId>,
+) -> Result<Delta, StoreError> {
+    let mut changes = Vec::new();
+    let header = Header::of(after);
+    if before.map(Header::of).as_ref() != Some(&header) {
+        changes.push(set(Key::Header, None, record_piece("the header", &header)?));
+    }
+    let nothing = Variables::new();
+    let inputs = before.map_or(&nothing, |ctx| &ctx.inputs);
+    variables(&mut changes, "inputs", inputs, &after.inputs, Key::Input, |_| None)?;
+    let variables_before = before.map_or(&nothing, |ctx| &ctx.variables);
+    variables(&mut changes, "vars", variables_before, &after.variables, Key::Variable, writer_of)?;
+    let no_results = crate::execution::NodeResults::new();
+    let results = before.map_or(&no_results, |ctx| &ctx.node_results);
+    for change in results.changes_to(&after.node_results) {
+        match change {
+            Change::Added(id, cell) | Change::Changed { key: id, after: cell, .. } => {
+                let node = crate::execution::Cell::value(cell);
+                changes.push(set(Key::Node(*id), Some(*id), node_piece(id, node)?));
+            }
+            Change::Removed(id, _) => {
+                changes.push(KeyChange { key: Key::Node(*id), writer: Some(*id), op: Op::Remove });
+            }
+        }
+    }
+    Ok(Delta::new(changes))
+}
+
+/// Returns the context that an image holds.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] that names the entry.
+pub fn context(execution_id: ExecutionId, image: &Image) -> Result<ExecutionContext, StoreError> {
+    let header: Header = match image.get(&Key::Header) {
+        Some(entry) => record(&entry_name(execution_id, &Key::Header), entry)?,
+        None => {
+            let record = format!("the state of execution {execution_id}");
+            return Err(StoreError::Corrupt { record, why: "it has no header".to_owned() });
+        }
+    };
+    let mut ctx = ExecutionContext::with_id(execution_id, header.workflow_id, header.started_at);
+    ctx.completed_at = header.completed_at;
+    ctx.state = header.state;
+    ctx.generation = header.generation;
+    for (key, entry) in image.entries() {
+        match key {
+            Key::Header => {}
+            Key::Input(name) => ctx.inputs.set(name.clone(), variable(execution_id, key, entry)?),
+            Key::Variable(name) => ctx.variables.set(name.clone(), variable(execution_id, key, entry)?),
+            Key::Node(id) => {
+                let node: NodeExecutionResult = record(&entry_name(execution_id, key), entry)?;
+                ctx.record_node_result(*id, node);
+            }
+        }
+    }
+    Ok(ctx)
+}
+
+fn variables(
+    changes: &mut Vec<KeyChange>,
+    prefix: &str,
+    before: &Variables,
+    after: &Variables,
+    key: impl Fn(String) -> Key,
+    writer_of: impl Fn(&str) -> Option<NodeId>,
+) -> Result<(), StoreError> {
+    for change in before.changes_to(after) {
+        let (name, op) = match change {
+            Change::Added(name, variable) => (name, whole(prefix, name, variable)?),
+            Change::Removed(name, _) => (name, Op::Remove),
+            Change::Changed { key: name, before, after } => match after.appended_since(before) {
+                Some(additions) => (name, appended(prefix, name, before, after, additions)?),
+                None => (name, whole(prefix, name, after)?),
+            },
+        };
+        changes.push(KeyChange { key: key(name.clone()), writer: writer_of(name), op });
+    }
+    Ok(())
+}
+
+fn whole(prefix: &str, name: &str, variable: &Variable) -> Result<Op, StoreError> {
+    let piece = value_piece(&format!("{prefix}.{name}"), variable.value())?;
+    Ok(Op::Set { pieces: vec![piece], len: length(variable) })
+}
+
+fn appended(
+    prefix: &str,
+    name: &str,
+    before: &Variable,
+    after: &Variable,
+    additions: Vec<Addition>,
+) -> Result<Op, StoreError> {
+    let path = format!("{prefix}.{name}");
+    let pieces = additions
+        .into_iter()
+        .map(|added| value_piece(&path, &added.into_value()))
+        .collect::<Result<_, _>>()?;
+    Ok(Op::Append { start: length(before), pieces, len: length(after) })
+}
+
+fn length(variable: &Variable) -> u64 {
+    variable.len().unwrap_or(0) as u64
+}
+
+fn set(key: Key, writer: Option<NodeId>, piece: Piece) -> KeyChange {
+    KeyChange { key, writer, op: Op::Set { pieces: vec![piece], len: 0 } }
+}
+
+fn value_piece(path: &str, value: &Value) -> Result<Piece, StoreError> {
+    Ok(Piece { codec: MESSAGE_PACK, bytes: Bytes::from(value::encode(path, value)?) })
+}
+
+fn node_piece(id: &NodeId, node: &NodeExecutionResult) -> Result<Piece, StoreError> {
+    let path = format!("the result of node {id}");
+    if let Some(output) = node.output() {
+        value::check(&path, output)?;
+    }
+    for value in node.metrics.iter().flat_map(|metrics| metrics.custom.values()) {
+        value::check(&path, value)?;
+    }
+    record_piece(&path, node)
+}
+
+fn record_piece(path: &str, record: &impl Serialize) -> Result<Piece, StoreError> {
+    let bytes = rmp_serde::to_vec_named(record)
+        .map_err(|source| StoreError::Unstorable { path: path.to_owned(), why: source.to_string() })?;
+    Ok(Piece { codec: MESSAGE_PACK, bytes: Bytes::from(bytes) })
+}
+
+fn record<T: serde::de::DeserializeOwned>(name: &str, entry: &Entry) -> Result<T, StoreError> {
+    match entry.pieces.iter().next() {
+        Some(piece) if entry.pieces.len() == 1 => value::decode_as(name, known(name, piece)?),
+        Some(_) | None => Err(StoreError::Corrupt {
+            record: name.to_owned(),
+            why: format!("it has {} pieces where one belongs", entry.pieces.len()),
+        }),
+    }
+}
+
+fn variable(execution_id: ExecutionId, key: &Key, entry: &Entry) -> Result<Variable, StoreError> {
+    let name = || entry_name(execution_id, key);
+    let mut pieces = entry.pieces.iter();
+    let mut whole = match pieces.next() {
+        Some(first) => value::decode(&name(), known(&name(), first)?)?,
+        None => return Err(StoreError::Corrupt { record: name(), why: "it is empty".to_owned() }),
+    };
+    for piece in pieces {
+        match (&mut whole, value::decode(&name(), known(&name(), piece)?)?) {
+            (Value::Array(items), Value::Array(more)) => items.extend(more),
+            (Value::String(text), Value::String(more)) => text.push_str(&more),
+            (Value::Array(_) | Value::String(_), _)
+            | (Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_), _) => {
+                let why = "an append does not fit what it was appended to".to_owned();
+                return Err(StoreError::Corrupt { record: name(), why });
+            }
+        }
+    }
+    Ok(Variable::from(whole))
+}
+
+fn known<'a>(name: &str, piece: &'a Piece) -> Result<&'a [u8], StoreError> {
+    if piece.codec == MESSAGE_PACK {
+        return Ok(&piece.bytes);
+    }
+    let why = format!("its codec {} is not one that this version reads", piece.codec);
+    Err(StoreError::Corrupt { record: name.to_owned(), why })
+}
+
+fn entry_name(execution_id: ExecutionId, key: &Key) -> String {
+    match key {
+        Key::Header => format!("the header of execution {execution_id}"),
+        Key::Input(name) => format!("inputs.{name} of execution {execution_id}"),
+        Key::Variable(name) => format!("vars.{name} of execution {execution_id}"),
+        Key::Node(id) => format!("the result of node {id} of execution {execution_id}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::execution::ExecutionResult;
+
+    fn saved(contexts: &[&ExecutionContext]) -> Image {
+        let mut image = Image::default();
+        let mut before = None;
+        for ctx in contexts {
+            image.apply("a test", &delta(before, ctx, |_| None).unwrap()).unwrap();
+            before = Some(ctx);
+        }
+        image
+    }
+
+    fn start() -> ExecutionContext {
+        let mut ctx = ExecutionContext::new(Uuid::from_u128(1));
+        ctx.inputs.insert("topic".into(), json!("otters"));
+        ctx.set_variable("messages".into(), json!(["hello"]));
+        ctx.set_variable("log".into(), json!("a"));
+        ctx
+    }
+
+    #[test]
+    fn a_state_comes_back_from_its_deltas_exactly() {
+        let first = start();
+        let mut second = first.clone();
+        second.append("messages", json!({"n": 1})).unwrap();
+        second.append("log", json!("ñ")).unwrap();
+        second.record_node_result(
+            Uuid::from_u128(5),
+            NodeExecutionResult::new().complete(ExecutionResult::Success(json!({"a": [1.5]}))),
+        );
+        let mut third = second.clone();
+        third.append("messages", json!(3)).unwrap();
+        third.append("log", json!("c")).unwrap();
+        third.variables.remove("nothing");
+        third.pause();
+        let back = context(first.execution_id, &saved(&[&first, &second, &third])).unwrap();
+        assert_eq!(back, third);
+        assert_eq!(back.get_variable("log"), Some(&json!("añc")));
+    }
+
+    #[test]
+    fn an_append_stores_the_appended_bytes_and_nothing_else() {
+        let mut first = start();
+        first.set_variable("messages".into(), json!(vec!["x".repeat(1_000); 100]));
+        let mut second = first.clone();
+        second.append("messages", json!("one more")).unwrap();
+        let delta = delta(Some(&first), &second, |_| None).unwrap();
+        assert!(delta.encode().len() < 60, "{} bytes", delta.encode().len());
+    }
+
+    #[test]
+    fn a_removed_and_a_changed_variable_are_named_with_their_writer() {
+        let first = start();
+        let mut second = first.clone();
+        second.variables.remove("log");
+        second.set_variable("messages".into(), json!([]));
+        let node = Uuid::from_u128(5);
+        let delta = delta(Some(&first), &second, |name| (name == "messages").then_some(node)).unwrap();
+        let summary: Vec<_> =
+            delta.changes().iter().map(|c| (c.key.clone(), c.writer, c.op == Op::Remove)).collect();
+        assert_eq!(
+            summary,
+            [
+                (Key::Variable("log".into()), None, true),
+                (Key::Variable("messages".into()), Some(node), false)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_value_that_is_too_deep_is_refused_with_its_path() {
+        let first = start();
+        let mut second = first.clone();
+        second.set_variable("deep".into(), (0..200).fold(json!(1), |inner, _| json!([inner])));
+        let error = delta(Some(&first), &second, |_| None).unwrap_err();
+        assert_eq!(error.to_string(), "cannot store vars.deep: it is nested deeper than 100 levels");
+    }
+
+    #[test]
+    fn an_unknown_codec_is_named_and_not_guessed() {
+        let mut image = saved(&[&start()]);
+        let piece = Piece { codec: 9, bytes: Bytes::from_static(b"?") };
+        let change = KeyChange {
+            key: Key::Variable("odd".into()),
+            writer: None,
+            op: Op::Set { pieces: vec![piece], len: 0 },
+        };
+        image.apply("a test", &Delta::new(vec![change])).unwrap();
+        let error = context(Uuid::from_u128(2), &image).unwrap_err().to_string();
+        assert!(error.contains("vars.odd") && error.contains("codec 9"), "{error}");
+    }
+}

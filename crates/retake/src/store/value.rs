@@ -1,0 +1,162 @@
+//! One value: what can be stored, its bytes, and its hash.
+
+use serde_json::Value;
+
+use super::StoreError;
+
+/// Deepest nesting of a stored value. `serde_json` reads back 127 levels at most; an export wraps values in a few more.
+pub const DEPTH_MAX: usize = 100;
+
+/// Largest encoding of one stored value, in bytes.
+pub const VALUE_BYTES_MAX: usize = 512 * 1024 * 1024;
+
+/// Encodes a value as MessagePack.
+///
+/// # Errors
+/// [`StoreError::Unstorable`] with the path of what cannot be read back: too deep, or too large.
+pub fn encode(path: &str, value: &Value) -> Result<Vec<u8>, StoreError> {
+    check(path, value)?;
+    let bytes = rmp_serde::to_vec(value)
+        .map_err(|source| StoreError::Unstorable { path: path.to_owned(), why: source.to_string() })?;
+    if bytes.len() > VALUE_BYTES_MAX {
+        let why = format!("it takes {} bytes, and {VALUE_BYTES_MAX} is the most", bytes.len());
+        return Err(StoreError::Unstorable { path: path.to_owned(), why });
+    }
+    Ok(bytes)
+}
+
+/// Decodes what [`encode`] made.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] that names `record`.
+pub fn decode(record: &str, bytes: &[u8]) -> Result<Value, StoreError> {
+    decode_as(record, bytes)
+}
+
+/// Decodes a MessagePack record, within the depth limit.
+pub(crate) fn decode_as<T: serde::de::DeserializeOwned>(record: &str, bytes: &[u8]) -> Result<T, StoreError> {
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
+    // A record holds a value a few levels down.
+    decoder.set_max_depth(DEPTH_MAX + 16);
+    T::deserialize(&mut decoder)
+        .map_err(|source| StoreError::Corrupt { record: record.to_owned(), why: source.to_string() })
+}
+
+/// Returns a value's hash, 32 hexadecimal digits: equal values have equal hashes, whatever the order of their keys.
+///
+/// The hash is the first half of BLAKE3 over a canonical form: MessagePack with the keys of every object sorted.
+pub fn hash(value: &Value) -> String {
+    let mut hasher = blake3::Hasher::new();
+    feed(&mut hasher, value, 0);
+    let digest = hasher.finalize();
+    digest.to_hex()[..32].to_owned()
+}
+
+fn feed(hasher: &mut blake3::Hasher, value: &Value, depth: usize) {
+    // Deeper values cannot be stored, so no stored hash depends on what lies below.
+    if depth > DEPTH_MAX {
+        return;
+    }
+    match value {
+        Value::Null => {
+            hasher.update(b"z");
+        }
+        Value::Bool(flag) => {
+            hasher.update(if *flag { b"t" } else { b"f" });
+        }
+        Value::Number(number) => feed_text(hasher, b'n', &number.to_string()),
+        Value::String(text) => feed_text(hasher, b's', text),
+        Value::Array(items) => {
+            hasher.update(b"a");
+            hasher.update(&(items.len() as u64).to_le_bytes());
+            for item in items {
+                feed(hasher, item, depth + 1);
+            }
+        }
+        Value::Object(entries) => {
+            hasher.update(b"o");
+            hasher.update(&(entries.len() as u64).to_le_bytes());
+            let mut keys: Vec<&String> = entries.keys().collect();
+            keys.sort_unstable();
+            for key in keys {
+                feed_text(hasher, b'k', key);
+                feed(hasher, &entries[key], depth + 1);
+            }
+        }
+    }
+}
+
+fn feed_text(hasher: &mut blake3::Hasher, tag: u8, text: &str) {
+    hasher.update(&[tag]);
+    hasher.update(&(text.len() as u64).to_le_bytes());
+    hasher.update(text.as_bytes());
+}
+
+/// Says whether a value could be read back.
+pub(super) fn check(path: &str, value: &Value) -> Result<(), StoreError> {
+    let mut places = vec![(value, 1_usize)];
+    while let Some((value, depth)) = places.pop() {
+        if depth > DEPTH_MAX {
+            let why = format!("it is nested deeper than {DEPTH_MAX} levels");
+            return Err(StoreError::Unstorable { path: path.to_owned(), why });
+        }
+        match value {
+            Value::Array(items) => places.extend(items.iter().map(|item| (item, depth + 1))),
+            Value::Object(entries) => places.extend(entries.values().map(|item| (item, depth + 1))),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn nested(depth: usize) -> Value {
+        (0..depth).fold(json!(1), |inner, _| json!([inner]))
+    }
+
+    #[test]
+    fn numbers_and_odd_text_come_back_exactly() {
+        for value in [
+            json!(u64::MAX),
+            json!(i64::MIN),
+            json!(0.1),
+            json!(-0.0),
+            json!(1e300),
+            json!("nul \u{0} and 🦦"),
+            json!({"z": 1, "a": {"": null}, "dots.and\"quotes": [true]}),
+        ] {
+            let back = decode("a test", &encode("x", &value).unwrap()).unwrap();
+            assert_eq!(back.to_string(), value.to_string());
+        }
+    }
+
+    #[test]
+    fn a_value_nested_too_deep_is_refused_with_its_path_and_the_deepest_allowed_comes_back() {
+        let deepest = nested(DEPTH_MAX - 1);
+        assert_eq!(decode("a test", &encode("x", &deepest).unwrap()).unwrap(), deepest);
+        let error = encode("vars.x", &nested(DEPTH_MAX)).unwrap_err();
+        assert_eq!(error.to_string(), "cannot store vars.x: it is nested deeper than 100 levels");
+    }
+
+    #[test]
+    fn a_hash_does_not_depend_on_the_order_of_keys_but_on_everything_else() {
+        assert_eq!(hash(&json!({"a": 1, "b": 2})), hash(&json!({"b": 2, "a": 1})));
+        let different =
+            [json!([]), json!({}), json!(""), json!(null), json!(0), json!("0"), json!([[]]), json!(0.0)];
+        let hashes: std::collections::BTreeSet<String> = different.iter().map(hash).collect();
+        assert_eq!(hashes.len(), different.len());
+        assert_ne!(hash(&json!(["ab", "c"])), hash(&json!(["a", "bc"])));
+    }
+
+    #[test]
+    fn torn_bytes_are_reported_with_the_record() {
+        let bytes = encode("x", &json!(["a", "b"])).unwrap();
+        let error = decode("delta 7", &bytes[..bytes.len() - 1]).unwrap_err();
+        assert!(error.to_string().starts_with("delta 7 is damaged: "), "{error}");
+    }
+}
