@@ -103,11 +103,11 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// [`Conflict::Leased`] while somebody else holds it, [`StoreError::NoExecution`].
     async fn lease(&self, id: ExecutionId, ttl: Duration) -> Result<Lease, StoreError>;
 
-    /// Makes a lease last for its `ttl` from now on, and returns what has been asked of its holder, oldest first.
+    /// Makes a lease last for its `ttl` from now on.
     ///
     /// # Errors
     /// [`Conflict::Fenced`] where it has passed to somebody else.
-    async fn renew(&self, lease: &Lease) -> Result<Vec<Request>, StoreError>;
+    async fn renew(&self, lease: &Lease) -> Result<(), StoreError>;
 
     /// Gives a lease back. One that has passed to somebody else is left alone.
     async fn release(&self, lease: &Lease) -> Result<(), StoreError>;
@@ -117,6 +117,9 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`StoreError::NoExecution`].
     async fn ask(&self, id: ExecutionId, request: Request) -> Result<(), StoreError>;
+
+    /// Returns what has been asked of whoever holds the lease and not answered yet, oldest first. Only reads.
+    async fn requests(&self, id: ExecutionId) -> Result<Vec<Request>, StoreError>;
 
     /// Takes a request back. Returns false where it has been answered already.
     async fn withdraw(&self, id: ExecutionId, request: Uuid) -> Result<bool, StoreError>;

@@ -56,6 +56,8 @@ pub struct NewCheckpoint {
     pub state: ExecutionState,
     /// Why it was made.
     pub cause: Cause,
+    /// The nodes whose results it records, by name: those that ended since the parent.
+    pub nodes: Vec<String>,
     /// A name to find it by.
     pub label: Option<String>,
     /// How many nodes are done with then.
@@ -89,10 +91,7 @@ pub enum Cause {
     /// The execution began.
     Start,
     /// Nodes finished.
-    Nodes {
-        /// Their names.
-        nodes: Vec<String>,
-    },
+    Nodes,
     /// The interval passed.
     Interval,
     /// A node of a named kind was about to start.
@@ -158,7 +157,7 @@ impl Cause {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Start => "start",
-            Self::Nodes { .. } => "nodes",
+            Self::Nodes => "nodes",
             Self::Interval => "interval",
             Self::Before { .. } => "before",
             Self::LongNode { .. } => "long_node",
@@ -249,6 +248,8 @@ pub struct CheckpointRecord {
     pub created_at: DateTime<Utc>,
     /// Why it was made.
     pub cause: Cause,
+    /// The nodes whose results it records, by name: those that ended since the parent.
+    pub nodes: Vec<String>,
     /// A name to find it by.
     pub label: Option<String>,
     /// How the execution stood.
