@@ -3,5 +3,16 @@
 pub mod checkpoint;
 pub mod clock;
 pub mod execution;
+pub mod rollback;
 #[cfg(feature = "store")]
 pub mod store;
+
+pub use checkpoint::{
+    CheckpointConfig, CheckpointError, CheckpointFrequency, CheckpointId, CheckpointMetadata,
+    CheckpointStorage, InMemoryCheckpointStorage,
+};
+pub use execution::{
+    ExecutionCheckpoint, ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult,
+    NodeId, NodeMetrics, TokenUsage, WorkflowId,
+};
+pub use rollback::{ExecutionSnapshot, RollbackManager, RollbackResult, RollbackSummary, SnapshotMetadata};

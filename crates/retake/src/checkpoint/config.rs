@@ -42,7 +42,7 @@ pub enum CheckpointFrequency {
     TimeInterval(u64),
     /// A node of one of these kinds is about to start.
     BeforeNodeTypes(Vec<String>),
-    /// Only a person's request.
+    /// Only a person's request, and the threshold for long nodes where one is set.
     Manual,
     /// Every finished node.
     Always,

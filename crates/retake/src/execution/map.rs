@@ -157,6 +157,14 @@ impl<K: Ord + Clone, C: Cell> Map<K, C> {
         self.0.remove(key).map(Cell::into_value)
     }
 
+    /// Removes the key, without a look at its value.
+    pub(crate) fn unset<Q: Ord + ?Sized>(&mut self, key: &Q)
+    where
+        K: Borrow<Q>,
+    {
+        self.0.remove(key);
+    }
+
     /// Removes every entry.
     pub fn clear(&mut self) {
         self.0.clear();
