@@ -6,6 +6,8 @@ pub mod execution;
 pub mod rollback;
 #[cfg(feature = "store")]
 pub mod store;
+#[cfg(feature = "engine")]
+pub mod workflow;
 
 pub use checkpoint::{
     CheckpointConfig, CheckpointError, CheckpointFrequency, CheckpointId, CheckpointMetadata,
