@@ -1,5 +1,6 @@
 //! The parsed form of a workflow: plain data, immutable, without positions and without anything that runs.
 
+mod input;
 mod kind;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use input::{InputError, InputSpec, InputType};
 pub use kind::{Approval, Call, Http, Llm, Method, NodeKind, Price, Run, Wait};
 
 use super::duration;
@@ -39,44 +41,6 @@ pub struct Definition {
     pub max_parallel: usize,
     /// The nodes, by id.
     pub nodes: BTreeMap<String, Node>,
-}
-
-/// What an input must be.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct InputSpec {
-    /// Its type.
-    #[serde(rename = "type")]
-    pub kind: InputType,
-    /// What it is when it is not given. An input without a default must be given.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
-    pub default: Option<Value>,
-    /// What it is for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub description: Option<String>,
-}
-
-/// The type of an input.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum InputType {
-    /// Text.
-    String,
-    /// A number.
-    Number,
-    /// A number without a fraction.
-    Integer,
-    /// `true` or `false`.
-    Boolean,
-    /// A list.
-    List,
-    /// A map from text to values.
-    Object,
-    /// Anything.
-    #[default]
-    Any,
 }
 
 /// One step of a workflow.

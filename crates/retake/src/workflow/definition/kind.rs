@@ -200,6 +200,28 @@ impl NodeKind {
     }
 }
 
+impl Run {
+    /// Returns a command for the default shell, in the default directory.
+    pub fn new(command: impl Into<String>) -> Self {
+        Self { command: command.into(), cwd: None, env: BTreeMap::new(), shell: None }
+    }
+}
+
+impl Http {
+    /// Returns a `GET` request: the others begin with it, as in `Http { method: Method::Post, ..Http::new(url) }`.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            method: Method::Get,
+            headers: BTreeMap::new(),
+            query: BTreeMap::new(),
+            body: None,
+            json: None,
+            expect: BTreeSet::new(),
+        }
+    }
+}
+
 impl Method {
     /// Returns the method as it is sent.
     pub fn name(self) -> &'static str {

@@ -87,15 +87,16 @@ pub(super) fn evaluate(
         expression: source.to_owned(),
         name: look.missing().unwrap_or_else(|| source.to_owned()),
     };
-    let value = body.eval(minijinja::Value::from_object(Names(look.clone()))).map_err(|error| match error
-        .kind()
-    {
-        ErrorKind::UndefinedError => undefined(&look),
-        ErrorKind::OutOfFuel => ExpressionError::OutOfFuel { expression: source.to_owned() },
-        kind => ExpressionError::Failed {
-            expression: source.to_owned(),
-            problem: error.detail().map_or_else(|| kind.to_string(), str::to_owned),
-        },
+    let value = body.eval(minijinja::Value::from_object(Names(look.clone()))).map_err(|error| {
+        let kind = error.kind();
+        if kind == ErrorKind::UndefinedError {
+            undefined(&look)
+        } else if kind == ErrorKind::OutOfFuel {
+            ExpressionError::OutOfFuel { expression: source.to_owned() }
+        } else {
+            let problem = error.detail().map_or_else(|| kind.to_string(), str::to_owned);
+            ExpressionError::Failed { expression: source.to_owned(), problem }
+        }
     })?;
     into_json(&value, 0).map_err(|problem| match problem {
         NotJson::Undefined => undefined(&look),
@@ -242,7 +243,9 @@ fn into_json(value: &minijinja::Value, depth: usize) -> Result<Value, NotJson> {
             })
             .collect::<Result<serde_json::Map<_, _>, _>>()
             .map(Value::Object),
-        kind => Err(NotJson::Other(format!("its value is {kind}, which is no JSON"))),
+        kind @ (ValueKind::Bytes | ValueKind::Plain | ValueKind::Invalid | _) => {
+            Err(NotJson::Other(format!("its value is of the type {kind}, which JSON has not")))
+        }
     }
 }
 

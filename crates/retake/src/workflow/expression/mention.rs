@@ -173,11 +173,10 @@ impl Finder<'_> {
                 self.walk_arguments(&test.args)
             }
             ast::Expr::Call(call) => {
-                match &call.expr {
-                    ast::Expr::Var(function) => {
-                        self.known("function", function.id, &FUNCTIONS, None, &call.expr)?;
-                    }
-                    other => self.walk(other)?,
+                if let ast::Expr::Var(function) = &call.expr {
+                    self.known("function", function.id, &FUNCTIONS, None, &call.expr)?;
+                } else {
+                    self.walk(&call.expr)?;
                 }
                 self.walk_arguments(&call.args)
             }
