@@ -2,6 +2,8 @@
 
 pub mod checkpoint;
 pub mod clock;
+#[cfg(feature = "engine")]
+pub mod engine;
 pub mod execution;
 pub mod rollback;
 #[cfg(feature = "store")]

@@ -1,0 +1,366 @@
+//! What a node sees while it runs. Every look is recorded; every write waits until the node has succeeded.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Value, json};
+
+use super::event::{Event, Events};
+use super::secret::{Masks, Secrets};
+use super::{NodeError, standing};
+use crate::execution::{
+    AppendError, ExecutionContext, ExecutionId, NodeMetrics, NodeResults, Read, Subject, TokenUsage, node_id,
+};
+use crate::store::hash;
+use crate::workflow::{ExpressionError, Field, NodeKind, Root, Scope, Template, Workflow, evaluate_json};
+
+/// A node's view of its execution, as it was when the node started, with the node's own writes on top.
+///
+/// Cloning it gives the same view. What is read through it (variables, inputs, outputs of other nodes) is recorded
+/// with the value's hash and becomes part of the node's result; what is written is applied when the node succeeds, in
+/// one checkpoint with its output, and thrown away when it fails.
+#[derive(Debug, Clone)]
+pub struct NodeContext {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    task: Task,
+    attempt: u32,
+    /// What this attempt has done so far.
+    notes: Mutex<Notes>,
+}
+
+/// What is the same for every attempt at a node.
+#[derive(Debug, Clone)]
+pub(super) struct Task {
+    pub(super) workflow: Arc<Workflow>,
+    pub(super) node: usize,
+    pub(super) state: ExecutionContext,
+    pub(super) execution_name: Arc<str>,
+    pub(super) idempotency_key: String,
+    pub(super) secrets: Arc<dyn Secrets>,
+    pub(super) masks: Arc<Masks>,
+    pub(super) events: Events,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    /// The state with this attempt's writes applied; `None` before the first write.
+    written: Option<ExecutionContext>,
+    pub(super) writes: Vec<Write>,
+    reads: BTreeMap<Subject, usize>,
+    pub(super) looked_at: Vec<Read>,
+    pub(super) metrics: NodeMetrics,
+}
+
+/// One change of a variable that a node asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Write {
+    Set(String, Value),
+    Append(String, Value),
+    Remove(String),
+}
+
+impl NodeContext {
+    pub(super) fn new(task: Task, attempt: u32) -> Self {
+        Self { shared: Arc::new(Shared { task, attempt, notes: Mutex::default() }) }
+    }
+
+    /// Returns the execution's id.
+    pub fn execution_id(&self) -> ExecutionId {
+        self.shared.task.state.execution_id
+    }
+
+    /// Returns the execution's readable name.
+    pub fn execution_name(&self) -> &str {
+        &self.shared.task.execution_name
+    }
+
+    /// Returns the node's id, as the workflow file writes it.
+    pub fn node(&self) -> &str {
+        self.shared.task.workflow.graph().name(self.shared.task.node)
+    }
+
+    /// Returns what the node is told to do, with its expressions unevaluated.
+    pub fn kind(&self) -> &NodeKind {
+        &self.shared.task.workflow.node(self.shared.task.node).kind
+    }
+
+    /// Returns the number of this attempt, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.shared.attempt
+    }
+
+    /// Returns the key under which the node's effect should be known outside: the same for every attempt and after a
+    /// crash, another for a deliberate re-run.
+    pub fn idempotency_key(&self) -> &str {
+        &self.shared.task.idempotency_key
+    }
+
+    /// Returns what a `call` node is given in `with`, evaluated; null for other kinds.
+    ///
+    /// # Errors
+    /// An expression that has no value.
+    pub fn parameters(&self) -> Result<Value, ExpressionError> {
+        match self.kind() {
+            NodeKind::Call(call) => self.evaluate_json(&call.with),
+            NodeKind::Run(_)
+            | NodeKind::Http(_)
+            | NodeKind::Llm(_)
+            | NodeKind::Set(_)
+            | NodeKind::Approval(_)
+            | NodeKind::Wait(_) => Ok(Value::Null),
+        }
+    }
+
+    /// Returns an input of the execution.
+    pub fn input(&self, name: &str) -> Option<Value> {
+        self.look(&Subject::Input(name.to_owned()), Field::Output)
+    }
+
+    /// Returns a variable, as this node left it.
+    pub fn variable(&self, name: &str) -> Option<Value> {
+        self.look(&Subject::Variable(name.to_owned()), Field::Output)
+    }
+
+    /// Returns the output of another node, or `None` where it has none.
+    pub fn output(&self, node: &str) -> Option<Value> {
+        self.look(&Subject::Node(node.to_owned()), Field::Output).filter(|output| !output.is_null())
+    }
+
+    /// Returns the value of a secret, or `None` where there is none of that name. It is masked in everything that is
+    /// said or saved from now on.
+    pub fn secret(&self, name: &str) -> Option<String> {
+        match self.look(&Subject::Secret(name.to_owned()), Field::Output) {
+            Some(Value::String(value)) => Some(value),
+            Some(_) | None => None,
+        }
+    }
+
+    /// Sets a variable, once the node succeeds.
+    pub fn set_variable(&self, name: &str, value: Value) {
+        let mut notes = self.notes();
+        notes.state(&self.shared.task).set_variable(name.to_owned(), value.clone());
+        notes.writes.push(Write::Set(name.to_owned(), value));
+    }
+
+    /// Appends to a list or a text, once the node succeeds; what is not there becomes a list.
+    ///
+    /// # Errors
+    /// [`AppendError`] where the variable takes no such value.
+    pub fn append(&self, name: &str, value: Value) -> Result<(), AppendError> {
+        let mut notes = self.notes();
+        notes.state(&self.shared.task).append(name, value.clone())?;
+        notes.writes.push(Write::Append(name.to_owned(), value));
+        Ok(())
+    }
+
+    /// Removes a variable, once the node succeeds.
+    pub fn remove_variable(&self, name: &str) {
+        let mut notes = self.notes();
+        notes.state(&self.shared.task).variables.remove(name);
+        notes.writes.push(Write::Remove(name.to_owned()));
+    }
+
+    /// Returns the value of a text that may hold expressions.
+    ///
+    /// # Errors
+    /// An expression that cannot be read or has no value.
+    pub fn evaluate(&self, text: &str) -> Result<Value, ExpressionError> {
+        Template::parse(text)?.evaluate(&self.scope())
+    }
+
+    /// Returns the text that a text with expressions becomes.
+    ///
+    /// # Errors
+    /// As [`evaluate`](Self::evaluate).
+    pub fn evaluate_text(&self, text: &str) -> Result<String, ExpressionError> {
+        Template::parse(text)?.evaluate_text(&self.scope())
+    }
+
+    /// Evaluates every text inside a JSON value.
+    ///
+    /// # Errors
+    /// As [`evaluate`](Self::evaluate).
+    pub fn evaluate_json(&self, value: &Value) -> Result<Value, ExpressionError> {
+        evaluate_json(value, &self.scope())
+    }
+
+    /// Notes tokens and their price in US dollars (`None` where it is not known). Several calls add up.
+    pub fn spent(&self, usage: TokenUsage, cost_usd: Option<f64>) {
+        let mut notes = self.notes();
+        let first = notes.metrics.token_usage.is_none();
+        let sum = notes.metrics.token_usage.get_or_insert_default();
+        sum.input_tokens = sum.input_tokens.saturating_add(usage.input_tokens);
+        sum.output_tokens = sum.output_tokens.saturating_add(usage.output_tokens);
+        sum.total_tokens = sum.total_tokens.saturating_add(usage.total_tokens);
+        sum.cached_tokens = match (sum.cached_tokens, usage.cached_tokens) {
+            (None, None) => None,
+            (a, b) => Some(a.unwrap_or(0).saturating_add(b.unwrap_or(0))),
+        };
+        // One unknown price makes the sum unknown.
+        notes.metrics.cost_usd = match (first, notes.metrics.cost_usd, cost_usd) {
+            (true, _, cost) => cost,
+            (false, Some(a), Some(b)) => Some(a + b),
+            (false, _, _) => None,
+        };
+    }
+
+    /// Notes calls of outside services, and bytes sent and received.
+    pub fn transferred(&self, calls: u32, bytes: u64) {
+        let mut notes = self.notes();
+        notes.metrics.api_calls = notes.metrics.api_calls.saturating_add(calls);
+        notes.metrics.bytes_transferred = notes.metrics.bytes_transferred.saturating_add(bytes);
+    }
+
+    /// Notes a measure of the node's own.
+    pub fn measured(&self, name: &str, value: Value) {
+        self.notes().metrics.custom.insert(name.to_owned(), value);
+    }
+
+    /// Tells whoever watches how far the node is: a line of output, a piece of an answer. It is not saved.
+    pub fn progress(&self, text: impl Into<String>) {
+        let text = self.shared.task.masks.text(text.into());
+        self.shared.task.events.send(Event::NodeProgress { node: self.node().to_owned(), text });
+    }
+
+    pub(super) fn scope(&self) -> Arc<dyn Scope> {
+        Arc::clone(&self.shared) as Arc<dyn Scope>
+    }
+
+    /// Takes what the attempt noted.
+    pub(super) fn take_notes(&self) -> Notes {
+        std::mem::take(&mut *self.notes())
+    }
+
+    fn look(&self, subject: &Subject, field: Field) -> Option<Value> {
+        self.shared.look(subject, field)
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.shared.notes()
+    }
+}
+
+impl Notes {
+    fn state(&mut self, task: &Task) -> &mut ExecutionContext {
+        self.written.get_or_insert_with(|| task.state.clone())
+    }
+
+    fn record(&mut self, subject: &Subject, hash: impl FnOnce() -> Option<String>) {
+        if !self.reads.contains_key(subject) {
+            self.reads.insert(subject.clone(), self.looked_at.len());
+            self.looked_at.push(Read { subject: subject.clone(), hash: hash() });
+        }
+    }
+
+    fn wrote(&self, variable: &str) -> bool {
+        self.writes.iter().any(|write| match write {
+            Write::Set(name, _) | Write::Append(name, _) | Write::Remove(name) => name == variable,
+        })
+    }
+}
+
+impl Shared {
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Scope for Shared {
+    fn look(&self, subject: &Subject, field: Field) -> Option<Value> {
+        let mut notes = self.notes();
+        let state = &self.task.state;
+        match subject {
+            Subject::Input(name) => {
+                let value = state.inputs.get(name);
+                notes.record(subject, || value.map(hash));
+                value.cloned()
+            }
+            Subject::Variable(name) => {
+                // What the node wrote itself is not something it read.
+                if notes.wrote(name) {
+                    return notes.written.as_ref().and_then(|state| state.get_variable(name)).cloned();
+                }
+                let value = state.get_variable(name);
+                notes.record(subject, || value.map(hash));
+                value.cloned()
+            }
+            Subject::Node(name) => {
+                let seen = seen_of_node(&state.node_results, name);
+                notes.record(subject, || Some(hash(&seen)));
+                let part = match field {
+                    Field::Output => "output",
+                    Field::Status => "status",
+                    Field::Error => "error",
+                };
+                Some(seen[part].clone())
+            }
+            Subject::Secret(name) => {
+                let value = self.task.secrets.secret(name);
+                // Not even a hash of a secret is written down.
+                notes.record(subject, || None);
+                value.map(|value| {
+                    self.task.masks.remember(&value);
+                    Value::String(value)
+                })
+            }
+        }
+    }
+
+    fn keys(&self, root: Root) -> Vec<String> {
+        match root {
+            Root::Inputs => self.task.state.inputs.keys().cloned().collect(),
+            Root::Variables => {
+                let notes = self.notes();
+                let state = notes.written.as_ref().unwrap_or(&self.task.state);
+                state.variables.keys().cloned().collect()
+            }
+            Root::Nodes => self.task.workflow.definition().nodes.keys().cloned().collect(),
+            Root::Secrets => Vec::new(),
+        }
+    }
+
+    fn execution_id(&self) -> ExecutionId {
+        self.task.state.execution_id
+    }
+
+    fn execution_name(&self) -> String {
+        self.task.execution_name.to_string()
+    }
+}
+
+/// Returns what an expression can see of a node: its status, output and error.
+fn seen_of_node(results: &NodeResults, name: &str) -> Value {
+    let result = results.get(&node_id(name)).map(|node| &node.result);
+    let (status, output, error) = standing(result);
+    json!({"status": status, "output": output, "error": error})
+}
+
+/// Returns the hash of what a node sees of a subject now: equal to the recorded one where nothing changed for it.
+pub fn hash_now(state: &ExecutionContext, subject: &Subject) -> Option<String> {
+    match subject {
+        Subject::Input(name) => state.inputs.get(name).map(hash),
+        Subject::Variable(name) => state.get_variable(name).map(hash),
+        Subject::Node(name) => Some(hash(&seen_of_node(&state.node_results, name))),
+        Subject::Secret(_) => None,
+    }
+}
+
+/// Applies what a node wrote. Nothing is applied where one write cannot be.
+pub(super) fn apply_writes(state: &mut ExecutionContext, writes: Vec<Write>) -> Result<(), NodeError> {
+    let mut written = state.clone();
+    for write in writes {
+        match write {
+            Write::Set(name, value) => written.set_variable(name, value),
+            Write::Append(name, value) => written.append(&name, value)?,
+            Write::Remove(name) => {
+                written.variables.remove(&name);
+            }
+        }
+    }
+    *state = written;
+    Ok(())
+}

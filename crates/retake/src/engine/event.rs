@@ -1,0 +1,115 @@
+//! What an engine tells whoever watches a run.
+
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use crate::execution::{ExecutionId, TokenUsage};
+use crate::store::Seq;
+
+/// One thing that happened in a run, in the order in which it happened.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// The run began, or went on.
+    Started {
+        /// The execution.
+        execution: ExecutionId,
+        /// Its readable name.
+        name: String,
+        /// The newest point.
+        head: Seq,
+        /// Nodes of the workflow.
+        nodes: usize,
+        /// Nodes whose results are there already.
+        reused: usize,
+    },
+    /// An attempt at a node began.
+    NodeStarted {
+        /// The node.
+        node: String,
+        /// The attempt, from 1.
+        attempt: u32,
+    },
+    /// A node says how far it is.
+    NodeProgress {
+        /// The node.
+        node: String,
+        /// What it says.
+        text: String,
+    },
+    /// An attempt failed, and another follows.
+    NodeRetry {
+        /// The node.
+        node: String,
+        /// The attempt that failed, from 1.
+        attempt: u32,
+        /// Why.
+        error: String,
+        /// Milliseconds until the next.
+        delay_ms: u64,
+    },
+    /// A node ended.
+    NodeFinished {
+        /// The node.
+        node: String,
+        /// `success`, `failure` or `skipped`.
+        status: &'static str,
+        /// Milliseconds from start to end.
+        duration_ms: u64,
+        /// Tokens that it took, where it took any.
+        tokens: Option<TokenUsage>,
+        /// US dollars, as a decimal; `None` where not known or where nothing was bought.
+        cost_usd: Option<String>,
+        /// Why it failed.
+        error: Option<String>,
+    },
+    /// A node waits for somebody's approval.
+    Waiting {
+        /// The node.
+        node: String,
+        /// What is asked.
+        message: String,
+    },
+    /// A checkpoint is durable.
+    Checkpoint {
+        /// Its number.
+        seq: Seq,
+        /// Its cause's kind.
+        cause: &'static str,
+        /// The nodes whose results it records.
+        nodes: Vec<String>,
+    },
+}
+
+/// How many events may wait for a slow watcher before progress is left out.
+const EVENTS_WAITING_MAX: usize = 4_096;
+
+/// Where events go. Watching never slows a run down: when a watcher falls far behind, it misses events.
+#[derive(Debug, Clone)]
+pub(super) struct Events(Option<mpsc::Sender<Event>>);
+
+impl Events {
+    /// Returns a pair: where events go in, and where they come out.
+    pub(super) fn watched() -> (Self, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel(EVENTS_WAITING_MAX);
+        (Self(Some(sender)), receiver)
+    }
+
+    /// Returns a place where events vanish.
+    pub(super) fn unwatched() -> Self {
+        Self(None)
+    }
+
+    pub(super) fn send(&self, event: Event) {
+        if let Some(sender) = &self.0 {
+            // A full queue or a watcher that left is no reason to stop a run.
+            let _missed = sender.try_send(event);
+        }
+    }
+
+    /// Tells whether anybody watches, so that an event need not be made for nobody.
+    pub(super) fn are_watched(&self) -> bool {
+        self.0.is_some()
+    }
+}

@@ -1,0 +1,158 @@
+//! What does the work of a node: handlers, and the registry that finds them.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Debug};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::NodeContext;
+use crate::workflow::{ExpressionError, NodeKind};
+
+/// Does the work of one node, once. The engine retries, times out and records.
+///
+/// Dropping the future must end the work: that is how timeouts and cancellation reach it.
+#[async_trait::async_trait]
+pub trait Handler: Send + Sync {
+    /// Returns the node's output.
+    ///
+    /// # Errors
+    /// A [`NodeError`], which says whether another attempt may help.
+    async fn handle(&self, ctx: NodeContext) -> Result<Value, NodeError>;
+}
+
+/// Why an attempt at a node failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct NodeError {
+    message: String,
+    retryable: bool,
+    after: Option<Duration>,
+}
+
+impl NodeError {
+    /// Returns an error after which another attempt may succeed.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), retryable: true, after: None }
+    }
+
+    /// Returns an error that every further attempt would meet too: no retry is made.
+    pub fn permanent(message: impl Into<String>) -> Self {
+        Self { message: message.into(), retryable: false, after: None }
+    }
+
+    /// Asks for at least so long a wait before the next attempt.
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.after = Some(wait);
+        self
+    }
+
+    /// Returns the message.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Tells whether another attempt may succeed.
+    pub fn is_retryable(&self) -> bool {
+        self.retryable
+    }
+
+    /// Returns the least wait before the next attempt that the failure asked for.
+    pub fn wait(&self) -> Option<Duration> {
+        self.after
+    }
+}
+
+impl From<ExpressionError> for NodeError {
+    fn from(error: ExpressionError) -> Self {
+        Self::permanent(error.to_string())
+    }
+}
+
+impl From<crate::execution::AppendError> for NodeError {
+    fn from(error: crate::execution::AppendError) -> Self {
+        Self::permanent(error.to_string())
+    }
+}
+
+/// The handlers an engine knows: one for each kind of node, and closures by name.
+#[derive(Clone, Default)]
+pub struct Registry {
+    kinds: BTreeMap<&'static str, Arc<dyn Handler>>,
+    closures: BTreeMap<String, Arc<dyn Handler>>,
+}
+
+impl Registry {
+    /// Returns a registry without handlers. `set`, `approval` and `wait` need none.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the handler of a kind, by its name in a workflow file: `run`, `http` or `llm`.
+    pub fn with_kind(mut self, kind: &'static str, handler: impl Handler + 'static) -> Self {
+        self.kinds.insert(kind, Arc::new(handler));
+        self
+    }
+
+    /// Registers a closure under the name that `call` nodes use.
+    ///
+    /// ```
+    /// use retake::engine::{NodeContext, NodeError, Registry};
+    ///
+    /// let registry = Registry::new().with("greet", async |ctx: NodeContext| {
+    ///     let name = ctx.variable("name").ok_or_else(|| NodeError::permanent("`name` is not set"))?;
+    ///     Ok::<_, NodeError>(format!("hello {name}"))
+    /// });
+    /// ```
+    pub fn with<F, Fut, T>(mut self, name: impl Into<String>, closure: F) -> Self
+    where
+        F: Fn(NodeContext) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T, NodeError>> + Send + 'static,
+        T: Serialize + 'static,
+    {
+        self.closures.insert(name.into(), Arc::new(Closure(closure)));
+        self
+    }
+
+    /// Returns the handler of a node, or `None` where nobody registered one.
+    pub(super) fn find(&self, kind: &NodeKind) -> Option<&Arc<dyn Handler>> {
+        match kind {
+            NodeKind::Call(call) => self.closures.get(&call.name),
+            NodeKind::Run(_)
+            | NodeKind::Http(_)
+            | NodeKind::Llm(_)
+            | NodeKind::Set(_)
+            | NodeKind::Approval(_)
+            | NodeKind::Wait(_) => self.kinds.get(kind.name()),
+        }
+    }
+}
+
+impl Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("kinds", &self.kinds.keys().collect::<Vec<_>>())
+            .field("closures", &self.closures.keys().collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+struct Closure<F>(F);
+
+#[async_trait::async_trait]
+impl<F, Fut, T> Handler for Closure<F>
+where
+    F: Fn(NodeContext) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, NodeError>> + Send + 'static,
+    T: Serialize + 'static,
+{
+    async fn handle(&self, ctx: NodeContext) -> Result<Value, NodeError> {
+        let future = (self.0)(ctx);
+        let output = future.await?;
+        serde_json::to_value(output)
+            .map_err(|error| NodeError::permanent(format!("the output cannot be written as JSON: {error}")))
+    }
+}
