@@ -4,7 +4,7 @@
 //! constructors of the public data types (`ExecutionContext::new` and the like) use [`system`].
 
 use std::fmt::Debug;
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -51,9 +51,10 @@ impl Clock for SystemClock {
     }
 }
 
-/// Returns the machine's clock, for code that was handed none.
+/// Returns the machine's clock, for code that was handed none. It is one clock: its start is read once.
 pub(crate) fn system() -> SystemClock {
-    SystemClock::default()
+    static SYSTEM: LazyLock<SystemClock> = LazyLock::new(SystemClock::default);
+    *SYSTEM
 }
 
 /// A clock that stands still until it is told to move, for tests.

@@ -310,3 +310,231 @@ impl RollbackManager {
 fn unknown_snapshot(id: Uuid) -> RollbackResult {
     RollbackResult::failure(format!("no snapshot {id} is kept: it never was, or it fell out"))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::execution::{ExecutionState, NodeExecutionResult};
+
+    fn context() -> ExecutionContext {
+        ExecutionContext::new(Uuid::from_u128(7))
+    }
+
+    /// Returns a context whose variable `step` is 3, and the snapshots made while it was 1, 2 and 3.
+    fn three_snapshots(manager: &mut RollbackManager) -> (ExecutionContext, [Uuid; 3]) {
+        let mut ctx = context();
+        let ids = [1, 2, 3].map(|step| {
+            ctx.set_variable("step".into(), json!(step));
+            manager.create_snapshot(&ctx)
+        });
+        (ctx, ids)
+    }
+
+    fn reached(result: &RollbackResult) -> Option<Uuid> {
+        assert_eq!(result.success, result.error.is_none());
+        result.applied_snapshot_id
+    }
+
+    fn error(result: RollbackResult) -> String {
+        assert!(!result.success);
+        result.error.expect("a failure says why")
+    }
+
+    #[test]
+    fn steps_count_along_the_current_time_line() {
+        let mut manager = RollbackManager::new(10);
+        let (mut ctx, [a, b, c]) = three_snapshots(&mut manager);
+        assert_eq!(reached(&manager.rollback_to(&mut ctx, b)), Some(b));
+        assert_eq!(reached(&manager.rollback_n(&mut ctx, 1)), Some(b));
+        assert_eq!(reached(&manager.rollback(&mut ctx)), Some(b));
+
+        ctx.set_variable("step".into(), json!(4));
+        let d = manager.create_snapshot(&ctx);
+        let line: Vec<_> = manager.current_timeline().iter().map(|snapshot| snapshot.id).collect();
+        assert_eq!(line, [d, b, a]);
+        assert_eq!(reached(&manager.rollback_n(&mut ctx, 3)), Some(a));
+
+        let listed: Vec<_> = manager.list_snapshots().iter().map(|snapshot| snapshot.id).collect();
+        assert_eq!(listed, [d, c, b, a]);
+        assert_eq!(manager.latest_snapshot().map(|snapshot| snapshot.id), Some(d));
+        assert_eq!(manager.current_snapshot().map(|snapshot| snapshot.id), Some(a));
+        assert_eq!(reached(&manager.rollback_to(&mut ctx, c)), Some(c));
+        assert_eq!(reached(&manager.rollback_n(&mut ctx, 2)), Some(b));
+    }
+
+    #[test]
+    fn steps_that_lead_nowhere_say_so_and_change_nothing() {
+        let mut manager = RollbackManager::new(10);
+        let (mut ctx, [a, ..]) = three_snapshots(&mut manager);
+        manager.rollback_to(&mut ctx, a);
+        let before = ctx.clone();
+        assert_eq!(
+            error(manager.rollback_n(&mut ctx, 0)),
+            "0 steps back is where the execution stands: go 1 or more"
+        );
+        assert_eq!(
+            error(manager.rollback_n(&mut ctx, 2)),
+            "cannot go 2 back: the current time line holds 1 snapshot (and 2 abandoned, to be reached by id)"
+        );
+        assert_eq!(
+            error(RollbackManager::default().rollback(&mut ctx)),
+            "cannot go 1 back: the current time line holds no snapshot"
+        );
+        let unknown = Uuid::from_u128(9);
+        assert_eq!(
+            error(manager.rollback_to(&mut ctx, unknown)),
+            format!("no snapshot {unknown} is kept: it never was, or it fell out")
+        );
+        assert_eq!(ctx, before);
+    }
+
+    #[test]
+    fn undo_walks_back_through_several_rollbacks_and_their_time_lines() {
+        let mut manager = RollbackManager::new(10);
+        let (mut ctx, [a, b, c]) = three_snapshots(&mut manager);
+        ctx.set_variable("step".into(), json!("unsaved"));
+        let present = ctx.clone();
+        manager.rollback_to(&mut ctx, b);
+        manager.rollback_to(&mut ctx, a);
+
+        assert_eq!(reached(&manager.undo_rollback(&mut ctx)), None);
+        assert_eq!(ctx.get_variable("step"), Some(&json!(2)));
+        assert_eq!(manager.current_snapshot().map(|snapshot| snapshot.id), Some(b));
+        assert_eq!(manager.undo_rollback(&mut ctx).variables_changed, 1);
+        assert_eq!(ctx, present);
+        assert_eq!(manager.current_snapshot().map(|snapshot| snapshot.id), Some(c));
+        assert_eq!(error(manager.undo_rollback(&mut ctx)), "there is no rollback to undo");
+    }
+
+    #[test]
+    fn undo_drops_what_came_after_the_rollback_but_not_the_snapshots_of_it() {
+        let mut manager = RollbackManager::new(10);
+        let (mut ctx, [a, ..]) = three_snapshots(&mut manager);
+        manager.rollback_to(&mut ctx, a);
+        ctx.set_variable("later".into(), json!(true));
+        ctx.generation = 5;
+        let later = manager.create_snapshot(&ctx);
+        assert!(manager.undo_rollback(&mut ctx).success);
+        assert_eq!((ctx.get_variable("later"), ctx.generation), (None, 5));
+        assert_eq!(reached(&manager.rollback_to(&mut ctx, later)), Some(later));
+        assert_eq!(ctx.get_variable("later"), Some(&json!(true)));
+    }
+
+    #[test]
+    fn no_more_rollbacks_can_be_undone_than_snapshots_are_kept() {
+        let mut manager = RollbackManager::new(2);
+        let (mut ctx, _) = three_snapshots(&mut manager);
+        for _ in 0..5 {
+            assert!(manager.rollback(&mut ctx).success);
+        }
+        assert!(manager.undo_rollback(&mut ctx).success);
+        assert!(manager.undo_rollback(&mut ctx).success);
+        assert!(!manager.undo_rollback(&mut ctx).success);
+    }
+
+    #[test]
+    fn the_rollback_of_another_execution_is_not_undone() {
+        let mut manager = RollbackManager::new(2);
+        let (mut ctx, _) = three_snapshots(&mut manager);
+        manager.rollback(&mut ctx);
+        let mut other = context();
+        let before = other.clone();
+        assert!(error(manager.undo_rollback(&mut other)).contains(&ctx.execution_id.to_string()));
+        assert_eq!(other, before);
+        assert!(manager.undo_rollback(&mut ctx).success);
+    }
+
+    #[test]
+    fn the_newest_snapshot_with_a_label_is_found() {
+        let mut manager = RollbackManager::new(10);
+        let mut ctx = context();
+        manager.create_labeled_snapshot(&ctx, "draft");
+        ctx.set_variable("step".into(), json!(2));
+        let newer = manager.create_labeled_snapshot(&ctx, "draft".to_owned());
+        manager.create_labeled_snapshot(&ctx, "sent");
+        ctx.set_variable("step".into(), json!(3));
+        assert_eq!(manager.find_by_label("draft").map(|snapshot| snapshot.id), Some(newer));
+        assert_eq!(reached(&manager.rollback_to_label(&mut ctx, "draft")), Some(newer));
+        assert_eq!(ctx.get_variable("step"), Some(&json!(2)));
+        assert_eq!(
+            error(manager.rollback_to_label(&mut ctx, "drafts")),
+            "no snapshot with the label `drafts` is kept"
+        );
+    }
+
+    #[test]
+    fn a_selection_that_names_what_nobody_knows_changes_nothing() {
+        let mut manager = RollbackManager::new(10);
+        let (mut ctx, [a, ..]) = three_snapshots(&mut manager);
+        let before = ctx.clone();
+        let node = Uuid::from_u128(1);
+        let selection = Selection::default().with_variables(["step", "stpe"]).with_nodes([node]);
+        assert_eq!(
+            error(manager.rollback_selected(&mut ctx, a, &selection)),
+            format!("neither the snapshot nor the execution has variable `stpe`, node `{node}`")
+        );
+        assert_eq!(
+            error(manager.rollback_selected(&mut ctx, a, &Selection::default())),
+            "nothing is selected: pick variables, nodes or the state"
+        );
+        assert!(!manager.rollback_selected(&mut ctx, node, &Selection::default().with_state()).success);
+        assert_eq!(ctx, before);
+        assert!(!manager.undo_rollback(&mut ctx).success);
+    }
+
+    #[test]
+    fn a_selected_part_goes_back_and_the_time_line_goes_on() {
+        let mut manager = RollbackManager::new(10);
+        let mut ctx = context();
+        ctx.set_variable("kept".into(), json!(1));
+        let a = manager.create_snapshot(&ctx);
+        let node = Uuid::from_u128(1);
+        ctx.record_node_result(node, NodeExecutionResult::new());
+        ctx.set_variable("added".into(), json!(2));
+        ctx.set_variable("kept".into(), json!(2));
+        ctx.state = ExecutionState::Failed("boom".into());
+        let b = manager.create_snapshot(&ctx);
+
+        let selection = Selection::default().with_variables(["added"]).with_nodes([node]);
+        let result = manager.rollback_selected(&mut ctx, a, &selection);
+        assert_eq!((result.nodes_removed, result.variables_changed), (1, 1));
+        assert_eq!((ctx.get_variable("added"), ctx.get_variable("kept")), (None, Some(&json!(2))));
+        assert_eq!(ctx.state, ExecutionState::Failed("boom".into()));
+        assert_eq!(manager.current_snapshot().map(|snapshot| snapshot.id), Some(b));
+
+        let result = manager.rollback_selected(&mut ctx, a, &Selection::default().with_state());
+        assert_eq!((result.nodes_removed, result.variables_changed), (0, 0));
+        assert_eq!(ctx.state, ExecutionState::Running);
+        assert_eq!(ctx.get_variable("kept"), Some(&json!(2)));
+    }
+
+    #[test]
+    fn a_snapshot_pushed_again_is_kept_once_as_the_newest() {
+        let mut manager = RollbackManager::new(10);
+        let (_, [a, b, c]) = three_snapshots(&mut manager);
+        let again = manager.get_snapshot(b).expect("it is kept").clone().with_label("again");
+        manager.push_snapshot(again);
+        let listed: Vec<_> = manager.list_snapshots().iter().map(|snapshot| snapshot.id).collect();
+        assert_eq!(listed, [b, c, a]);
+        assert_eq!(manager.find_by_label("again").map(|snapshot| snapshot.id), Some(b));
+    }
+
+    #[test]
+    fn pruning_the_present_snapshot_leaves_the_time_line_at_the_one_before_it() {
+        let mut manager = RollbackManager::new(10);
+        let mut ctx = context();
+        let at = |seconds| DateTime::from_timestamp(seconds, 0).expect("a date of this century");
+        let ids = [30, 10, 20].map(|seconds| {
+            let mut snapshot = ExecutionSnapshot::from_context(&ctx);
+            snapshot.created_at = at(seconds);
+            manager.push_snapshot(snapshot.clone());
+            snapshot.id
+        });
+        manager.rollback_to(&mut ctx, ids[1]);
+        assert_eq!(manager.prune_before(at(20)), 1);
+        assert_eq!(reached(&manager.rollback(&mut ctx)), Some(ids[0]));
+        assert!(error(manager.rollback_n(&mut ctx, 2)).ends_with("(and 1 abandoned, to be reached by id)"));
+    }
+}
