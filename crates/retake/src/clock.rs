@@ -1,7 +1,7 @@
 //! The one place that reads time or makes ids.
 //!
 //! Everything else is handed a [`Clock`], so that a test or a simulation can decide what time it is. The plain
-//! constructors of the public data types (`ExecutionContext::new` and the like) use [`system`].
+//! constructors of the public data types (`ExecutionContext::new` and the like) use the machine's own.
 
 use std::fmt::Debug;
 use std::sync::{LazyLock, Mutex};

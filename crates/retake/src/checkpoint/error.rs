@@ -6,8 +6,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::CheckpointId;
-
 /// The most causes that are written down with an error: a chain that runs in a circle still ends.
 const SOURCES_MAX: usize = 32;
 
@@ -18,7 +16,7 @@ const SOURCES_MAX: usize = 32;
 pub enum CheckpointError {
     /// No such checkpoint is kept. List the execution's checkpoints to see those that are.
     #[error("no checkpoint {0} is kept: it never was, or it has been pruned or deleted")]
-    NotFound(#[cfg_attr(feature = "openapi", schema(value_type = uuid::Uuid))] CheckpointId),
+    NotFound(uuid::Uuid),
     /// What holds the checkpoints could not be used. Nothing was changed; the call can be repeated.
     #[error("the checkpoint storage could not be used")]
     StorageError(#[source] Source),
@@ -51,11 +49,9 @@ impl CheckpointError {
 /// It is written down as the list of its messages, outermost first; what is read back says the same but is no longer of
 /// the same type. Made of a text, or with [`new`](Source::new) of any error.
 #[derive(Clone, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = Vec<String>))]
 #[serde(try_from = "Vec<String>", into = "Vec<String>")]
-pub struct Source(
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))] Arc<dyn Error + Send + Sync>,
-);
+pub struct Source(Arc<dyn Error + Send + Sync>);
 
 impl Source {
     /// Returns a cause that is `error`, with everything that caused it.
@@ -175,7 +171,7 @@ mod tests {
     #[test]
     fn only_a_storage_that_could_not_be_used_is_worth_another_try() {
         assert!(CheckpointError::StorageError("busy".into()).is_retryable());
-        assert!(!CheckpointError::NotFound(CheckpointId::nil()).is_retryable());
+        assert!(!CheckpointError::NotFound(uuid::Uuid::nil()).is_retryable());
         assert!(!CheckpointError::SerializationError("x".into()).is_retryable());
         assert!(!CheckpointError::DecompressionError("x".into()).is_retryable());
         assert!(!CheckpointError::InvalidData(String::from("x").into()).is_retryable());

@@ -7,9 +7,9 @@ use serde_json::Value;
 
 /// A JSON value that is cheap to copy and cheap to append to.
 ///
-/// A list or a text that grew by [`append`](Variable::append) is kept as a chain: what was there, and what was added.
-/// Appending costs the added bytes even while older states share the value. The whole value is put together when
-/// somebody first reads it, and kept.
+/// A list or a text that grew by [`append`](super::ExecutionContext::append) is kept as a chain: what was there, and
+/// what was added. Appending costs the added bytes even while older states share the value. The whole value is put
+/// together when somebody first reads it, and kept.
 #[derive(Clone)]
 pub struct Variable(Arc<Shape>);
 
