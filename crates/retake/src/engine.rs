@@ -1,26 +1,382 @@
 //! Runs workflows: plans, runs, records, resumes and goes back.
+//!
+//! Execution is at-least-once, recording exactly-once: a node whose result was acknowledged is never computed again
+//! unless a person said so, and one that was in flight when its process died runs again, under the same idempotency
+//! key. A crash costs at most what the checkpoint policy had left unsaved.
 
+mod attempt;
 mod context;
+mod error;
 mod event;
 mod handler;
+mod held;
+mod money;
+mod operation;
+mod plan;
+mod planner;
+mod run;
 mod secret;
 
-pub use context::{NodeContext, hash_now};
-pub use event::Event;
-pub use handler::{Handler, NodeError, Registry};
-pub use secret::{EnvironmentSecrets, FileSecrets, Secrets};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::execution::ExecutionResult;
+pub use context::{NodeContext, hash_now};
+pub use error::EngineError;
+pub use event::Event;
+pub use handler::{Handler, NodeError, Registry};
+pub use operation::Decision;
+pub use plan::{Effects, Extent, Plan, Rerun, Rollback, VariableChange};
+pub use run::{Control, Outcome, Run};
+pub use secret::{EnvironmentSecrets, FileSecrets, Secrets};
+
+use crate::clock::{Clock, SystemClock};
+use crate::execution::{
+    ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult, Subject,
+};
+use crate::store::{
+    Cause, Commit, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, NewOperation, Store, StoreError,
+    StoreExt, delta,
+};
+use crate::workflow::{
+    Definition, Effect, Field, NodeKind, OnError, Root, Scope, Workflow, evaluate_json,
+};
+use held::Held;
+use run::Opened;
+use secret::Masks;
+
+/// How often a readable name is drawn before an execution is named by its id.
+const NAME_DRAWS_MAX: usize = 8;
+
+/// Runs workflows on a store. Cheap to clone.
+///
+/// ```
+/// use std::sync::Arc;
+/// use retake::engine::{Engine, NodeContext, NodeError, Registry, Start};
+/// use retake::store::MemoryStore;
+/// use retake::workflow::{Node, Workflow};
+/// use serde_json::json;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let workflow = Workflow::builder("greeting")
+///     .var("name", json!("otter"))
+///     .node("greet", Node::call("greet").into("greeting"))
+///     .build()?;
+/// let registry = Registry::new().with("greet", async |ctx: NodeContext| {
+///     let name = ctx.variable("name").unwrap_or_default();
+///     Ok::<_, NodeError>(format!("hello {}", name.as_str().unwrap_or("you")))
+/// });
+/// let engine = Engine::new(Arc::new(MemoryStore::new())).with_registry(registry);
+/// let outcome = engine.start(Arc::new(workflow), Start::default()).await?.drive().await?;
+/// assert_eq!(outcome.nodes_run, 1);
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Engine {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    registry: Arc<Registry>,
+    secrets: Arc<dyn Secrets>,
+}
+
+/// How an execution is started.
+#[derive(Debug, Clone, Default)]
+pub struct Start {
+    /// The inputs. Those that the workflow has a default for may be left out.
+    pub inputs: BTreeMap<String, Value>,
+    /// The readable name; without it, one is drawn.
+    pub name: Option<String>,
+}
+
+/// How an execution is resumed.
+#[derive(Debug, Clone, Default)]
+pub struct Resume {
+    /// Who resumes it, for the operation log.
+    pub operation: Option<NewOperation>,
+    /// Nodes with an effect outside that were interrupted, and are to be run again under the same idempotency key.
+    pub again: Vec<String>,
+}
+
+impl Engine {
+    /// Returns an engine with the machine's clock, the environment's secrets and no handlers.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self {
+            store,
+            clock: Arc::new(SystemClock::default()),
+            registry: Arc::new(Registry::new()),
+            secrets: Arc::new(EnvironmentSecrets),
+        }
+    }
+
+    /// Sets the handlers.
+    pub fn with_registry(self, registry: Registry) -> Self {
+        Self { registry: Arc::new(registry), ..self }
+    }
+
+    /// Sets the clock.
+    pub fn with_clock(self, clock: Arc<dyn Clock>) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// Sets where secrets come from.
+    pub fn with_secrets(self, secrets: Arc<dyn Secrets>) -> Self {
+        Self { secrets, ..self }
+    }
+
+    /// Returns the store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Creates an execution and takes the lease on it. Returns when its start is durable; nothing has run then.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] and [`EngineError::NoHandler`], before anything is created;
+    /// [`Conflict::NameTaken`](crate::store::Conflict::NameTaken).
+    pub async fn start(&self, workflow: Arc<Workflow>, start: Start) -> Result<Run, EngineError> {
+        self.check_handlers(&workflow)?;
+        let mut ctx = ExecutionContext::with_id(self.clock.new_id(), workflow.id(), self.clock.now());
+        ctx.inputs = workflow.definition().inputs_from(start.inputs)?.into_iter().collect();
+        let masks = Arc::new(Masks::default());
+        let name = match start.name {
+            Some(name) => {
+                self.create(&workflow, &mut ctx, &name, &masks).await?;
+                name
+            }
+            None => self.create_with_drawn_name(&workflow, &mut ctx, &masks).await?,
+        };
+        let held = Held::take(&self.store, ctx.execution_id).await?;
+        let name = name.into();
+        Run::new(self.clone(), Opened { held, workflow, name, ctx, head: 1, masks })
+    }
+
+    /// Takes the lease on an execution and sets it running. Returns when that is durable; nothing has run then.
+    ///
+    /// Nodes that are done are not run again; those that failed, or were in flight when their process died, are. One
+    /// that has completed comes back as it is.
+    ///
+    /// # Errors
+    /// [`StoreError::NoExecution`], [`Conflict::Leased`] while another process advances it,
+    /// [`EngineError::Cancelled`], and [`EngineError::Interrupted`] where a node with an effect outside was in flight
+    /// and [`Resume::again`] does not name it.
+    pub async fn resume(&self, id: ExecutionId, resume: Resume) -> Result<Run, EngineError> {
+        self.store.require(id).await?;
+        let held = Held::take(&self.store, id).await?;
+        let record = self.store.require(id).await?;
+        let workflow = Arc::new(self.workflow_of(&record).await?);
+        self.check_handlers(&workflow)?;
+        let saved = self.store.context(id, record.head).await?;
+        let mut ctx = saved.clone();
+        let mut head = record.head;
+        match &saved.state {
+            ExecutionState::Cancelled => return Err(EngineError::Cancelled { name: record.name }),
+            ExecutionState::Completed => {}
+            ExecutionState::Running | ExecutionState::Paused | ExecutionState::Failed(_) => {
+                refuse_interrupted(&workflow, &saved, &resume.again)?;
+                ctx.state = ExecutionState::Running;
+                ctx.completed_at = None;
+                forget_failures(&workflow, &mut ctx);
+                let checkpoint = self.checkpoint_of(&saved, &ctx, Cause::Resume, resume.operation)?;
+                let commit =
+                    Commit { execution_id: id, expected_head: head, fence: Some(held.fence()), checkpoint };
+                head = self.store.commit(commit).await?.seq;
+            }
+        }
+        let (name, masks) = (record.name.into(), Arc::new(Masks::default()));
+        Run::new(self.clone(), Opened { held, workflow, name, ctx, head, masks })
+    }
+
+    /// Returns the workflow that an execution runs.
+    ///
+    /// # Errors
+    /// [`EngineError::NoDefinition`] where the execution was not started by an engine, and what is wrong with a
+    /// definition that cannot be read.
+    pub async fn workflow_of(&self, record: &ExecutionRecord) -> Result<Workflow, EngineError> {
+        let stored = self.store.workflow(record.workflow_id).await?.unwrap_or_default();
+        if stored.is_empty() {
+            return Err(EngineError::NoDefinition { name: record.name.clone() });
+        }
+        Ok(Workflow::from_definition(Definition::from_json(&stored)?)?)
+    }
+
+    async fn create_with_drawn_name(
+        &self,
+        workflow: &Workflow,
+        ctx: &mut ExecutionContext,
+        masks: &Arc<Masks>,
+    ) -> Result<String, EngineError> {
+        for _ in 0..NAME_DRAWS_MAX {
+            let Some(name) = petname::petname(2, "-") else { break };
+            match self.create(workflow, ctx, &name, masks).await {
+                Err(EngineError::Store(StoreError::Conflict(Conflict::NameTaken(_)))) => {}
+                Err(error) => return Err(error),
+                Ok(()) => return Ok(name),
+            }
+        }
+        let name = ctx.execution_id.to_string();
+        self.create(workflow, ctx, &name, masks).await?;
+        Ok(name)
+    }
+
+    async fn create(
+        &self,
+        workflow: &Workflow,
+        ctx: &mut ExecutionContext,
+        name: &str,
+        masks: &Arc<Masks>,
+    ) -> Result<(), EngineError> {
+        let definition = workflow.definition();
+        let scope: Arc<dyn Scope> = Arc::new(Opening {
+            ctx: ctx.clone(),
+            name: name.to_owned(),
+            secrets: Arc::clone(&self.secrets),
+            masks: Arc::clone(masks),
+        });
+        for (variable, value) in &definition.vars {
+            let value = evaluate_json(value, &scope)
+                .map_err(|source| EngineError::Variable { name: variable.clone(), source })?;
+            ctx.set_variable(variable.clone(), masks.value(value));
+        }
+        let new = NewExecution {
+            id: ctx.execution_id,
+            name: name.to_owned(),
+            workflow_id: workflow.id(),
+            workflow_name: workflow.name().to_owned(),
+            definition: definition.to_json(),
+            origin: None,
+        };
+        let mut first = self.new_checkpoint(ctx, Cause::Start);
+        first.delta = delta(None, ctx, |_| None)?;
+        first.compress = definition.checkpoints.compress;
+        self.store.create(new, first).await?;
+        Ok(())
+    }
+
+    /// Returns the checkpoint of an operation that takes an execution from one state to another.
+    fn checkpoint_of(
+        &self,
+        before: &ExecutionContext,
+        after: &ExecutionContext,
+        cause: Cause,
+        operation: Option<NewOperation>,
+    ) -> Result<NewCheckpoint, EngineError> {
+        let mut checkpoint = self.new_checkpoint(after, cause);
+        checkpoint.delta = delta(Some(before), after, |_| None)?;
+        checkpoint.operation = operation;
+        Ok(checkpoint)
+    }
+
+    fn new_checkpoint(&self, ctx: &ExecutionContext, cause: Cause) -> NewCheckpoint {
+        NewCheckpoint {
+            id: self.clock.new_id(),
+            created_at: self.clock.now(),
+            parent: None,
+            delta: crate::store::Delta::default(),
+            state: ctx.state.clone(),
+            cause,
+            nodes: Vec::new(),
+            label: None,
+            completed_node_count: ctx.completed_nodes().count() as u64,
+            compress: false,
+            operation: None,
+            answers: Vec::new(),
+        }
+    }
+
+    fn check_handlers(&self, workflow: &Workflow) -> Result<(), EngineError> {
+        for (name, node) in &workflow.definition().nodes {
+            let missing = match &node.kind {
+                NodeKind::Set(_) | NodeKind::Wait(_) | NodeKind::Approval(_) => continue,
+                NodeKind::Call(call) => format!("closure `{}`", call.name),
+                NodeKind::Run(_) | NodeKind::Http(_) | NodeKind::Llm(_) => format!("`{}` nodes", node.kind.name()),
+            };
+            if self.registry.find(&node.kind).is_none() {
+                return Err(EngineError::NoHandler { node: name.clone(), missing });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses to go on where a node's effect may have happened already, unless a person said to run it again.
+fn refuse_interrupted(workflow: &Workflow, ctx: &ExecutionContext, again: &[String]) -> Result<(), EngineError> {
+    let interrupted: Vec<(String, String)> = interrupted(workflow, ctx)
+        .filter(|(name, _)| !again.contains(name))
+        .map(|(name, record)| (name, record.idempotency_key.clone().unwrap_or_default()))
+        .collect();
+    if interrupted.is_empty() { Ok(()) } else { Err(EngineError::Interrupted { nodes: interrupted }) }
+}
+
+/// Returns the nodes with an effect outside that had started and not ended.
+fn interrupted<'c>(
+    workflow: &'c Workflow,
+    ctx: &'c ExecutionContext,
+) -> impl Iterator<Item = (String, &'c NodeExecutionResult)> {
+    let graph = workflow.graph();
+    graph
+        .nodes()
+        .filter(|node| workflow.node(*node).effect == Effect::External)
+        .filter(|node| !matches!(workflow.node(*node).kind, NodeKind::Approval(_)))
+        .filter_map(move |node| Some((graph.name(node).to_owned(), ctx.get_node_result(&graph.id(node))?)))
+        .filter(|(_, record)| record.result == ExecutionResult::Pending)
+}
+
+/// Forgets the results of nodes whose failure failed the execution: they run again.
+fn forget_failures(workflow: &Workflow, ctx: &mut ExecutionContext) {
+    let graph = workflow.graph();
+    for node in graph.nodes().filter(|node| workflow.node(*node).on_error == OnError::Fail) {
+        let id = graph.id(node);
+        if matches!(ctx.get_node_result(&id).map(|record| &record.result), Some(ExecutionResult::Failure(_))) {
+            ctx.node_results.remove(&id);
+        }
+    }
+}
 
 /// Returns what others see of a node: its status as a word, its output and its error; the last two are null where
 /// there is none.
-pub(crate) fn standing(result: Option<&ExecutionResult>) -> (&'static str, Value, Value) {
+pub fn standing(result: Option<&ExecutionResult>) -> (&'static str, Value, Value) {
     match result {
         None | Some(ExecutionResult::Pending) => ("pending", Value::Null, Value::Null),
         Some(ExecutionResult::Success(output)) => ("success", output.clone(), Value::Null),
         Some(ExecutionResult::Failure(why)) => ("failure", Value::Null, Value::String(why.clone())),
         Some(ExecutionResult::Skipped) => ("skipped", Value::Null, Value::Null),
+    }
+}
+
+/// What the expressions of `vars` see when an execution starts: its inputs, its id and name, and secrets.
+#[derive(Debug)]
+struct Opening {
+    ctx: ExecutionContext,
+    name: String,
+    secrets: Arc<dyn Secrets>,
+    masks: Arc<Masks>,
+}
+
+impl Scope for Opening {
+    fn look(&self, subject: &Subject, _field: Field) -> Option<Value> {
+        match subject {
+            Subject::Input(name) => self.ctx.inputs.get(name).cloned(),
+            Subject::Secret(name) => self.secrets.secret(name).map(|value| {
+                self.masks.remember(&value);
+                Value::String(value)
+            }),
+            Subject::Variable(_) | Subject::Node(_) => None,
+        }
+    }
+
+    fn keys(&self, root: Root) -> Vec<String> {
+        match root {
+            Root::Inputs => self.ctx.inputs.keys().cloned().collect(),
+            Root::Variables | Root::Nodes | Root::Secrets => Vec::new(),
+        }
+    }
+
+    fn execution_id(&self) -> ExecutionId {
+        self.ctx.execution_id
+    }
+
+    fn execution_name(&self) -> String {
+        self.name.clone()
     }
 }

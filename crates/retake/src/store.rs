@@ -22,6 +22,7 @@ pub use record::{
     NewCheckpoint, NewExecution, NewOperation, OperationRecord, Origin, Report, Request, Seq,
 };
 pub use state::{context, delta};
+pub(crate) use value::check as check_value;
 pub use value::{DEPTH_MAX, VALUE_BYTES_MAX, decode, encode, hash};
 
 use crate::checkpoint::CheckpointId;

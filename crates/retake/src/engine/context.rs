@@ -1,6 +1,6 @@
 //! What a node sees while it runs. Every look is recorded; every write waits until the node has succeeded.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
@@ -45,13 +45,14 @@ pub(super) struct Task {
     pub(super) events: Events,
 }
 
-#[derive(Debug, Default)]
+/// What an attempt noted: what it read, wants to write, and cost.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Notes {
     /// The state with this attempt's writes applied; `None` before the first write.
     written: Option<ExecutionContext>,
     pub(super) writes: Vec<Write>,
-    reads: BTreeMap<Subject, usize>,
-    pub(super) looked_at: Vec<Read>,
+    looked_at: BTreeSet<Subject>,
+    pub(super) reads: Vec<Read>,
     pub(super) metrics: NodeMetrics,
 }
 
@@ -63,9 +64,18 @@ pub(super) enum Write {
     Remove(String),
 }
 
+impl Write {
+    pub(super) fn variable(&self) -> &str {
+        match self {
+            Self::Set(name, _) | Self::Append(name, _) | Self::Remove(name) => name,
+        }
+    }
+}
+
 impl NodeContext {
-    pub(super) fn new(task: Task, attempt: u32) -> Self {
-        Self { shared: Arc::new(Shared { task, attempt, notes: Mutex::default() }) }
+    /// Returns the context of an attempt, with what was noted for the node before it.
+    pub(super) fn new(task: Task, attempt: u32, notes: Notes) -> Self {
+        Self { shared: Arc::new(Shared { task, attempt, notes: Mutex::new(notes) }) }
     }
 
     /// Returns the execution's id.
@@ -222,8 +232,11 @@ impl NodeContext {
 
     /// Tells whoever watches how far the node is: a line of output, a piece of an answer. It is not saved.
     pub fn progress(&self, text: impl Into<String>) {
-        let text = self.shared.task.masks.text(text.into());
-        self.shared.task.events.send(Event::NodeProgress { node: self.node().to_owned(), text });
+        let task = &self.shared.task;
+        task.events.mention(|| {
+            let text = task.masks.text(text.into());
+            Event::NodeProgress { node: self.node().to_owned(), text }
+        });
     }
 
     pub(super) fn scope(&self) -> Arc<dyn Scope> {
@@ -250,16 +263,13 @@ impl Notes {
     }
 
     fn record(&mut self, subject: &Subject, hash: impl FnOnce() -> Option<String>) {
-        if !self.reads.contains_key(subject) {
-            self.reads.insert(subject.clone(), self.looked_at.len());
-            self.looked_at.push(Read { subject: subject.clone(), hash: hash() });
+        if self.looked_at.insert(subject.clone()) {
+            self.reads.push(Read { subject: subject.clone(), hash: hash() });
         }
     }
 
     fn wrote(&self, variable: &str) -> bool {
-        self.writes.iter().any(|write| match write {
-            Write::Set(name, _) | Write::Append(name, _) | Write::Remove(name) => name == variable,
-        })
+        self.writes.iter().any(|write| write.variable() == variable)
     }
 }
 

@@ -82,10 +82,10 @@ pub enum Event {
     },
 }
 
-/// How many events may wait for a slow watcher before progress is left out.
+/// How many events may wait for a slow watcher. Progress is then left out; the rest waits for the watcher.
 const EVENTS_WAITING_MAX: usize = 4_096;
 
-/// Where events go. Watching never slows a run down: when a watcher falls far behind, it misses events.
+/// Where events go.
 #[derive(Debug, Clone)]
 pub(super) struct Events(Option<mpsc::Sender<Event>>);
 
@@ -101,15 +101,18 @@ impl Events {
         Self(None)
     }
 
-    pub(super) fn send(&self, event: Event) {
+    /// Tells the watcher, waiting for one that is slow. `event` is not made where nobody watches.
+    pub(super) async fn tell(&self, event: impl FnOnce() -> Event) {
         if let Some(sender) = &self.0 {
-            // A full queue or a watcher that left is no reason to stop a run.
-            let _missed = sender.try_send(event);
+            // A watcher that left is no reason to stop a run.
+            let _left = sender.send(event()).await;
         }
     }
 
-    /// Tells whether anybody watches, so that an event need not be made for nobody.
-    pub(super) fn are_watched(&self) -> bool {
-        self.0.is_some()
+    /// Tells the watcher unless it is slow.
+    pub(super) fn mention(&self, event: impl FnOnce() -> Event) {
+        if let Some(sender) = &self.0 {
+            let _missed = sender.try_send(event());
+        }
     }
 }

@@ -93,7 +93,7 @@ fn feed_text(hasher: &mut blake3::Hasher, tag: u8, text: &str) {
 }
 
 /// Says whether a value could be read back.
-pub(super) fn check(path: &str, value: &Value) -> Result<(), StoreError> {
+pub(crate) fn check(path: &str, value: &Value) -> Result<(), StoreError> {
     let mut places = vec![(value, 1_usize)];
     while let Some((value, depth)) = places.pop() {
         if depth > DEPTH_MAX {

@@ -1,0 +1,198 @@
+//! Runs one node: its attempts, its waits between them, its time limit.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::FutureExt;
+use serde_json::{Map, Value};
+
+use super::context::{NodeContext, Notes, Task, Write};
+use super::event::Event;
+use super::{Handler, NodeError};
+use crate::clock::Clock;
+use crate::execution::{ExecutionResult, NodeExecutionResult};
+use crate::store::check_value;
+use crate::workflow::{NodeKind, Retry, Wait, parse_duration};
+
+/// A node that has ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) node: usize,
+    pub(super) result: NodeExecutionResult,
+    pub(super) writes: Vec<Write>,
+    /// How long it ran, by a clock that never steps back.
+    pub(super) ran: Duration,
+}
+
+/// A node that is about to run.
+pub(super) struct Start {
+    pub(super) task: Task,
+    /// `None` for the kinds that the engine does itself.
+    pub(super) handler: Option<Arc<dyn Handler>>,
+    /// When the node first started: before a crash, where it is marked so.
+    pub(super) started_at: DateTime<Utc>,
+    /// What its condition read.
+    pub(super) notes: Notes,
+}
+
+/// Runs a node to its end. Dropping the future ends the work.
+pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Ended {
+    let Start { task, handler, started_at, notes } = start;
+    let began = clock.elapsed();
+    let node = task.workflow.node(task.node);
+    let name = task.workflow.graph().name(task.node);
+    let mut attempt = 1;
+    let mut seed = notes;
+    let (outcome, notes) = loop {
+        task.events.tell(|| Event::NodeStarted { node: name.to_owned(), attempt }).await;
+        let ctx = NodeContext::new(task.clone(), attempt, seed.clone());
+        let outcome = once(&ctx, handler.as_deref(), node.timeout, started_at, &*clock).await;
+        let notes = ctx.take_notes();
+        match outcome {
+            Err(error) if error.is_retryable() && attempt <= node.retry.max => {
+                let delay = wait_before(&node.retry, attempt, &error);
+                let error = task.masks.text(error.message().to_owned());
+                let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+                task.events
+                    .tell(|| Event::NodeRetry { node: name.to_owned(), attempt, error, delay_ms })
+                    .await;
+                tokio::time::sleep(delay).await;
+                // What failed attempts cost was spent all the same.
+                seed.metrics = notes.metrics;
+                attempt += 1;
+            }
+            outcome => break (outcome, notes),
+        }
+    };
+    let ran = clock.elapsed().saturating_sub(began);
+    let (outcome, writes) = settle(&task, outcome, notes.writes);
+    let mut result = NodeExecutionResult::started(started_at).with_metrics(notes.metrics);
+    result.reads = notes.reads;
+    result.retry_count = attempt - 1;
+    result.idempotency_key = Some(task.idempotency_key.clone());
+    let mut result = result.completed(outcome, clock.now());
+    if let Some(metrics) = &mut result.metrics {
+        metrics.duration_ms = Some(u64::try_from(ran.as_millis()).unwrap_or(u64::MAX));
+    }
+    Ended { node: task.node, result, writes, ran }
+}
+
+/// Masks what the node gave, and makes sure that it can be stored.
+fn settle(task: &Task, outcome: Result<Value, NodeError>, writes: Vec<Write>) -> (ExecutionResult, Vec<Write>) {
+    let failed = |why: String| (ExecutionResult::Failure(task.masks.text(why)), Vec::new());
+    let output = match outcome {
+        Ok(output) => task.masks.value(output),
+        Err(error) => return failed(error.message().to_owned()),
+    };
+    let name = task.workflow.graph().name(task.node);
+    if let Err(error) = check_value(&format!("nodes.{name}.output"), &output) {
+        return failed(error.to_string());
+    }
+    let mut writes: Vec<Write> = writes
+        .into_iter()
+        .map(|write| match write {
+            Write::Set(name, value) => Write::Set(name, task.masks.value(value)),
+            Write::Append(name, value) => Write::Append(name, task.masks.value(value)),
+            Write::Remove(name) => Write::Remove(name),
+        })
+        .collect();
+    for write in &writes {
+        let (Write::Set(variable, value) | Write::Append(variable, value)) = write else { continue };
+        if let Err(error) = check_value(&format!("vars.{variable}"), value) {
+            return failed(error.to_string());
+        }
+    }
+    if let Some(variable) = &task.workflow.node(task.node).into {
+        writes.push(Write::Set(variable.clone(), output.clone()));
+    }
+    (ExecutionResult::Success(output), writes)
+}
+
+async fn once(
+    ctx: &NodeContext,
+    handler: Option<&dyn Handler>,
+    timeout: Option<Duration>,
+    started_at: DateTime<Utc>,
+    clock: &dyn Clock,
+) -> Result<Value, NodeError> {
+    let work = async {
+        match handler {
+            Some(handler) => handler.handle(ctx.clone()).await,
+            None => by_the_engine(ctx, started_at, clock).await,
+        }
+    };
+    // A handler that panics fails its node; what it held is dropped with it.
+    let work = AssertUnwindSafe(work).catch_unwind();
+    let caught = match timeout {
+        None => work.await,
+        Some(limit) => match tokio::time::timeout(limit, work).await {
+            Ok(caught) => caught,
+            Err(_) => {
+                let limit = humantime::format_duration(limit);
+                return Err(NodeError::new(format!("it took longer than its timeout of {limit}")));
+            }
+        },
+    };
+    caught.unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "no message".to_owned());
+        Err(NodeError::permanent(format!("its handler panicked: {message}")))
+    })
+}
+
+async fn by_the_engine(ctx: &NodeContext, started_at: DateTime<Utc>, clock: &dyn Clock) -> Result<Value, NodeError> {
+    match ctx.kind() {
+        NodeKind::Set(variables) => {
+            let mut output = Map::new();
+            for (name, value) in variables {
+                let value = ctx.evaluate_json(value)?;
+                ctx.set_variable(name, value.clone());
+                output.insert(name.clone(), value);
+            }
+            Ok(Value::Object(output))
+        }
+        NodeKind::Wait(wait) => {
+            let until = end_of_wait(ctx, wait, started_at)?;
+            let left = (until - clock.now()).to_std().unwrap_or(Duration::ZERO);
+            tokio::time::sleep(left).await;
+            Ok(Value::Null)
+        }
+        NodeKind::Run(_) | NodeKind::Http(_) | NodeKind::Llm(_) | NodeKind::Approval(_) | NodeKind::Call(_) => {
+            unreachable!("a run starts only where these have a handler, and approvals are decided by people")
+        }
+    }
+}
+
+fn end_of_wait(ctx: &NodeContext, wait: &Wait, started_at: DateTime<Utc>) -> Result<DateTime<Utc>, NodeError> {
+    match wait {
+        Wait::For(text) => {
+            let text = ctx.evaluate_text(text)?;
+            let duration = parse_duration(&text).map_err(|error| NodeError::permanent(error.to_string()))?;
+            TimeDelta::from_std(duration)
+                .ok()
+                .and_then(|duration| started_at.checked_add_signed(duration))
+                .ok_or_else(|| NodeError::permanent(format!("`{text}` is too long a wait")))
+        }
+        Wait::Until(text) => {
+            let text = ctx.evaluate_text(text)?;
+            let until = DateTime::parse_from_rfc3339(&text).map_err(|error| {
+                NodeError::permanent(format!(
+                    "`{text}` is not a moment such as 2026-01-31T12:00:00Z: {error}"
+                ))
+            })?;
+            Ok(until.with_timezone(&Utc))
+        }
+    }
+}
+
+/// Returns the wait before the retry after `attempt`: what the definition says, and at least what the failure asks for.
+fn wait_before(retry: &Retry, attempt: u32, error: &NodeError) -> Duration {
+    let delay = retry.delay(attempt);
+    let delay = if retry.jitter { delay.mul_f64(0.5 + fastrand::f64() / 2.0) } else { delay };
+    delay.max(error.wait().unwrap_or(Duration::ZERO))
+}

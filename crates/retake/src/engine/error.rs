@@ -1,0 +1,140 @@
+//! Why an engine did not do what it was asked.
+
+use crate::checkpoint::ConfigError;
+use crate::store::{Seq, StoreError};
+use crate::workflow::{ExpressionError, InputError, StoredDefinitionError, WorkflowError};
+
+/// Why an engine did not do what it was asked. Nothing was changed, unless the variant says otherwise.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The store refused or failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+
+    /// The stored workflow does not hold together.
+    #[error(transparent)]
+    Workflow(#[from] WorkflowError),
+
+    /// The stored workflow cannot be read.
+    #[error(transparent)]
+    StoredDefinition(#[from] StoredDefinitionError),
+
+    /// The workflow's checkpoints cannot be made.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+
+    /// An input is missing, unknown or of the wrong type.
+    #[error(transparent)]
+    Input(#[from] InputError),
+
+    /// A variable's first value cannot be computed.
+    #[error("variable `{name}` has no first value")]
+    Variable {
+        /// The variable.
+        name: String,
+        /// Why.
+        #[source]
+        source: ExpressionError,
+    },
+
+    /// Nobody can do a node's work here.
+    #[error("node `{node}` cannot run: this program has no handler for {missing}")]
+    NoHandler {
+        /// The node.
+        node: String,
+        /// What is missing.
+        missing: String,
+    },
+
+    /// The execution has a history, but no workflow to run: another program keeps its checkpoints here.
+    #[error("execution `{name}` has no workflow: another program keeps its checkpoints here")]
+    NoDefinition {
+        /// The execution's name.
+        name: String,
+    },
+
+    /// The execution was cancelled. Undo that first.
+    #[error("execution `{name}` was cancelled")]
+    Cancelled {
+        /// The execution's name.
+        name: String,
+    },
+
+    /// Nodes with an effect outside were in flight when the execution stopped: the effect may have happened. Look
+    /// outside, by idempotency key, then say which to run again.
+    #[error("{} may have taken effect before the execution stopped", list(nodes))]
+    Interrupted {
+        /// The nodes, with the idempotency key of each.
+        nodes: Vec<(String, String)>,
+    },
+
+    /// Nodes with an effect outside would run again, or be forgotten.
+    #[error("going back would forget what cannot be undone: {}", nodes.join(", "))]
+    Irreversible {
+        /// The nodes.
+        nodes: Vec<String>,
+    },
+
+    /// A selective rollback names what neither the head nor the point has.
+    #[error("nothing to roll back: {what} `{name}` is neither at the head nor at @{target}")]
+    NothingThere {
+        /// `variable` or `node`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// The point.
+        target: Seq,
+    },
+
+    /// The node does not wait for an approval.
+    #[error("node `{node}` of execution `{name}` does not wait for an approval: it is {found}")]
+    NotWaiting {
+        /// The execution's name.
+        name: String,
+        /// The node.
+        node: String,
+        /// How it stands.
+        found: &'static str,
+    },
+
+    /// The workflow has no such node.
+    #[error("the workflow of execution `{name}` has no node `{node}`")]
+    NoNode {
+        /// The execution's name.
+        name: String,
+        /// The node.
+        node: String,
+    },
+
+    /// There is nothing to take back, or to do again.
+    #[error("execution `{name}` has nothing to {verb}")]
+    NothingTo {
+        /// The execution's name.
+        name: String,
+        /// `undo` or `redo`.
+        verb: &'static str,
+    },
+
+    /// The execution has ended, and cannot be paused or cancelled.
+    #[error("execution `{name}` has ended: it is {found}")]
+    Ended {
+        /// The execution's name.
+        name: String,
+        /// How it stands.
+        found: &'static str,
+    },
+
+    /// Whoever holds the lease did not answer in time. The request was taken back.
+    #[error("the process that advances execution `{name}` did not answer within {waited_s} seconds")]
+    NoAnswer {
+        /// The execution's name.
+        name: String,
+        /// How long was waited.
+        waited_s: u64,
+    },
+}
+
+fn list(nodes: &[(String, String)]) -> String {
+    nodes.iter().map(|(name, key)| format!("`{name}` (idempotency key {key})")).collect::<Vec<_>>().join(", ")
+}

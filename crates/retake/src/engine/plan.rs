@@ -1,0 +1,304 @@
+//! What going back would do, worked out before anything changes. Pure: states and a request in, a plan out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::planner::ending;
+use super::{EngineError, hash_now, money};
+use crate::execution::{
+    Cell, Change, ExecutionContext, ExecutionResult, ExecutionState, NodeExecutionResult, Subject, node_id,
+};
+use crate::store::Seq;
+use crate::workflow::{Effect, Workflow};
+
+/// How far to go back, and what to change on the way.
+#[derive(Debug, Clone, Default)]
+pub struct Rollback {
+    /// What goes back.
+    pub extent: Extent,
+    /// Variables to set then. Nodes that had read another value, and what depends on them, run again.
+    pub set: BTreeMap<String, Value>,
+    /// What to do about effects outside that would be forgotten.
+    pub effects: Effects,
+}
+
+/// What of the state goes back.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it.
+    #[default]
+    Whole,
+    /// These variables and node results take the values that they had at the point, or go if they were not there.
+    /// Everything else stays, even what was made from them: the plan names it.
+    Only {
+        /// Names of variables.
+        variables: Vec<String>,
+        /// Names of nodes.
+        nodes: Vec<String>,
+    },
+}
+
+/// What to do about nodes whose effect outside cannot be undone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Effects {
+    /// Do not go back.
+    #[default]
+    Refuse,
+    /// Let them run again, under a new idempotency key.
+    Again,
+    /// Keep their results, so that they do not run again.
+    Keep,
+}
+
+/// What a rollback would do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// The point.
+    pub target: Seq,
+    /// The head that the plan was made for. Where it has moved, the plan is refused.
+    pub head: Seq,
+    /// Nodes whose results stay.
+    pub keep: Vec<String>,
+    /// Nodes that had a result and will run again, in the order in which they can.
+    pub rerun: Vec<Rerun>,
+    /// Nodes with an effect outside, which cannot be undone, whose results would be forgotten.
+    pub irreversible: Vec<String>,
+    /// Nodes whose results stay although what they read changes: only where the extent was narrowed by hand.
+    pub inconsistent: Vec<Rerun>,
+    /// Variables that change.
+    pub variables: BTreeMap<String, VariableChange>,
+    /// US dollars that the kept results cost, as a decimal; `None` where not known or where nothing was bought.
+    pub cost_kept_usd: Option<String>,
+    /// US dollars that the nodes to run again cost last time.
+    pub cost_again_usd: Option<String>,
+    /// The state that the plan makes the head.
+    #[serde(skip)]
+    pub(super) after: ExecutionContext,
+    #[serde(skip)]
+    pub(super) is_whole: bool,
+}
+
+/// A node, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Rerun {
+    /// The node.
+    pub node: String,
+    /// Why.
+    pub because: String,
+}
+
+/// What a variable changes from and to; `None` where it is not there.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VariableChange {
+    /// At the head.
+    pub from: Option<Value>,
+    /// After the rollback.
+    pub to: Option<Value>,
+}
+
+/// A state and its place in the history.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Point<'c> {
+    pub(super) seq: Seq,
+    pub(super) ctx: &'c ExecutionContext,
+}
+
+/// Works out what going back would do.
+pub(super) fn plan(
+    workflow: &Workflow,
+    head: Point<'_>,
+    target: Point<'_>,
+    request: &Rollback,
+) -> Result<Plan, EngineError> {
+    let mut after = match &request.extent {
+        Extent::Whole => target.ctx.clone(),
+        Extent::Only { variables, nodes } => narrowed(workflow, head.ctx, target, variables, nodes)?,
+    };
+    after.generation = head.seq + 1;
+    for (name, value) in &request.set {
+        after.set_variable(name.clone(), value.clone());
+    }
+    let is_whole = request.extent == Extent::Whole;
+    // What was set by hand concerns everything that read it; what was narrowed by hand stays narrow.
+    let set: BTreeSet<Subject> = request.set.keys().cloned().map(Subject::Variable).collect();
+    let reasons = invalidate(workflow, &mut after, |subject| is_whole || set.contains(subject));
+    let irreversible = forgotten_effects(workflow, head.ctx, &after);
+    if request.effects == Effects::Keep {
+        for name in &irreversible {
+            let id = node_id(name);
+            if let Some(result) = head.ctx.node_results.cell(&id) {
+                after.node_results.set(id, result.clone());
+            }
+        }
+    }
+    settle(workflow, head.ctx, &mut after);
+    Ok(describe(workflow, head, target, after, is_whole, irreversible, &reasons))
+}
+
+fn narrowed(
+    workflow: &Workflow,
+    head: &ExecutionContext,
+    target: Point<'_>,
+    variables: &[String],
+    nodes: &[String],
+) -> Result<ExecutionContext, EngineError> {
+    let mut after = head.clone();
+    let nothing = |what, name: &String| EngineError::NothingThere { what, name: name.clone(), target: target.seq };
+    for name in variables {
+        match target.ctx.variables.cell(name) {
+            Some(cell) => after.variables.set(name.clone(), cell.clone()),
+            None if after.variables.remove(name).is_some() => {}
+            None => return Err(nothing("variable", name)),
+        }
+    }
+    for name in nodes {
+        let id = node_id(name);
+        match target.ctx.node_results.cell(&id) {
+            _ if workflow.graph().index_of(name).is_none() => return Err(nothing("node", name)),
+            Some(cell) => after.node_results.set(id, cell.clone()),
+            None if after.node_results.remove(&id).is_some() => {}
+            None => return Err(nothing("node", name)),
+        }
+    }
+    Ok(after)
+}
+
+/// Removes the results of nodes that had read something else than they would read now, where `concerns` says that it
+/// matters, and of those that depend on them. Returns why, by node.
+fn invalidate(
+    workflow: &Workflow,
+    after: &mut ExecutionContext,
+    concerns: impl Fn(&Subject) -> bool,
+) -> BTreeMap<usize, String> {
+    let graph = workflow.graph();
+    let mut reasons = BTreeMap::new();
+    for node in graph.nodes() {
+        let id = graph.id(node);
+        let Some(result) = after.get_node_result(&id) else { continue };
+        let upstream = graph.dependencies(node).iter().find(|dependency| reasons.contains_key(*dependency));
+        let reason = match upstream {
+            Some(upstream) => Some(format!("`{}` runs again", graph.name(*upstream))),
+            None => changed_read(after, result, &concerns),
+        };
+        if let Some(reason) = reason {
+            after.node_results.remove(&id);
+            reasons.insert(node, reason);
+        }
+    }
+    reasons
+}
+
+/// Returns what a node had read that is different now.
+fn changed_read(
+    now: &ExecutionContext,
+    result: &NodeExecutionResult,
+    concerns: impl Fn(&Subject) -> bool,
+) -> Option<String> {
+    result.reads.iter().filter(|read| concerns(&read.subject)).find_map(|read| match &read.subject {
+        Subject::Variable(name) if hash_now(now, &read.subject) != read.hash => {
+            Some(format!("it read `vars.{name}`, which changes"))
+        }
+        Subject::Node(name) if hash_now(now, &read.subject) != read.hash => {
+            Some(format!("it read `{name}`, whose result changes"))
+        }
+        // Inputs never change, and what a secret was is not known.
+        Subject::Variable(_) | Subject::Node(_) | Subject::Input(_) | Subject::Secret(_) => None,
+    })
+}
+
+fn forgotten_effects(workflow: &Workflow, head: &ExecutionContext, after: &ExecutionContext) -> Vec<String> {
+    let graph = workflow.graph();
+    let happened = |ctx: &ExecutionContext, node: usize| match ctx.get_node_result(&graph.id(node)) {
+        // A mark without an end: it may have happened.
+        Some(record) => matches!(record.result, ExecutionResult::Success(_) | ExecutionResult::Pending),
+        None => false,
+    };
+    graph
+        .nodes()
+        .filter(|node| workflow.node(*node).effect == Effect::External)
+        .filter(|node| happened(head, *node) && !happened(after, *node))
+        .map(|node| graph.name(node).to_owned())
+        .collect()
+}
+
+/// Says how the execution stands in the new state.
+fn settle(workflow: &Workflow, head: &ExecutionContext, after: &mut ExecutionContext) {
+    let graph = workflow.graph();
+    let is_done = |node: usize| {
+        let result = after.get_node_result(&graph.id(node));
+        result.is_some_and(|record| ending(workflow.node(node), &record.result).is_some())
+    };
+    if graph.nodes().all(is_done) {
+        after.state = ExecutionState::Completed;
+        after.completed_at = after.completed_at.or(head.completed_at);
+    } else {
+        after.state = ExecutionState::Paused;
+        after.completed_at = None;
+    }
+}
+
+fn describe(
+    workflow: &Workflow,
+    head: Point<'_>,
+    target: Point<'_>,
+    after: ExecutionContext,
+    is_whole: bool,
+    irreversible: Vec<String>,
+    reasons: &BTreeMap<usize, String>,
+) -> Plan {
+    let graph = workflow.graph();
+    let (mut keep, mut rerun, mut inconsistent) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut kept, mut again) = (money::Sum::default(), money::Sum::default());
+    for node in graph.nodes() {
+        let (name, id) = (graph.name(node).to_owned(), graph.id(node));
+        let ended = |ctx: &ExecutionContext| {
+            ctx.get_node_result(&id).filter(|record| record.result != ExecutionResult::Pending).cloned()
+        };
+        match (ended(&after), ended(head.ctx).or_else(|| ended(target.ctx))) {
+            (Some(record), _) => {
+                kept.add(record.metrics.as_ref());
+                if let (false, Some(because)) = (is_whole, changed_read(&after, &record, |_| true)) {
+                    inconsistent.push(Rerun { node: name.clone(), because });
+                }
+                keep.push(name);
+            }
+            (None, Some(record)) => {
+                again.add(record.metrics.as_ref());
+                let newer = || match is_whole {
+                    true => format!("its result is newer than @{}", target.seq),
+                    false => "its result was taken back".to_owned(),
+                };
+                let because = reasons.get(&node).cloned().unwrap_or_else(newer);
+                rerun.push(Rerun { node: name, because });
+            }
+            (None, None) => {}
+        }
+    }
+    let variables = head.ctx.variables.changes_to(&after.variables).map(variable_change).collect();
+    Plan {
+        target: target.seq,
+        head: head.seq,
+        keep,
+        rerun,
+        irreversible,
+        inconsistent,
+        variables,
+        cost_kept_usd: kept.usd(),
+        cost_again_usd: again.usd(),
+        after,
+        is_whole,
+    }
+}
+
+fn variable_change(change: Change<'_, String, crate::execution::Variable>) -> (String, VariableChange) {
+    let value = |cell: &crate::execution::Variable| Some(Cell::value(cell).clone());
+    match change {
+        Change::Added(name, cell) => (name.clone(), VariableChange { from: None, to: value(cell) }),
+        Change::Removed(name, cell) => (name.clone(), VariableChange { from: value(cell), to: None }),
+        Change::Changed { key, before, after } => {
+            (key.clone(), VariableChange { from: value(before), to: value(after) })
+        }
+    }
+}

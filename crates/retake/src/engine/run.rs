@@ -1,0 +1,637 @@
+//! One run: starts nodes as they become ready, records what they give, saves when the policy says so.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::attempt::{self, Ended, Start};
+use super::context::{NodeContext, Notes, Task, apply_writes};
+use super::event::{Event, Events};
+use super::held::Held;
+use super::money;
+use super::planner::{Ending, Planner, ending};
+use super::secret::Masks;
+use super::{Engine, EngineError};
+use crate::checkpoint::{CheckpointPolicy, Due};
+use crate::execution::{
+    ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult, NodeId,
+};
+use crate::store::{Ask, Cause, Commit, NewCheckpoint, NewOperation, Request, Seq, Store, delta};
+use crate::workflow::{Effect, NodeKind, Template, Workflow};
+
+/// How often a run looks whether something was asked of it.
+const ASKED_EVERY: Duration = Duration::from_millis(250);
+
+/// An execution that this process holds the lease on, ready to be driven.
+#[derive(Debug)]
+pub struct Run {
+    engine: Engine,
+    held: Held,
+    workflow: Arc<Workflow>,
+    name: Arc<str>,
+    ctx: ExecutionContext,
+    /// The state at the head.
+    saved: ExecutionContext,
+    head: Seq,
+    policy: CheckpointPolicy,
+    planner: Planner,
+    tasks: JoinSet<Ended>,
+    running: HashMap<usize, tokio::task::AbortHandle>,
+    masks: Arc<Masks>,
+    events: Events,
+    signals: (Control, mpsc::UnboundedReceiver<Signal>),
+    stop: Option<Stop>,
+    unsaved: Unsaved,
+    failures: Vec<(String, String)>,
+    waiting: Vec<String>,
+    /// Nodes of the state that succeeded or were skipped.
+    completed: u64,
+    reused: usize,
+    ran: usize,
+    cost: money::Sum,
+    pruning: Option<tokio::task::JoinHandle<()>>,
+}
+
+/// What has happened since the head.
+#[derive(Debug, Default)]
+struct Unsaved {
+    nodes: Vec<String>,
+    writers: HashMap<String, NodeId>,
+}
+
+/// Asks a run to stop. Cheap to copy and to send.
+#[derive(Debug, Clone)]
+pub struct Control(mpsc::UnboundedSender<Signal>);
+
+#[derive(Debug)]
+struct Signal {
+    stop: StopKind,
+    operation: Option<NewOperation>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum StopKind {
+    /// Let the nodes that run finish.
+    Pause,
+    /// End the nodes that run; they will run again.
+    Interrupt,
+    /// End the nodes that run, and the execution.
+    Cancel,
+}
+
+#[derive(Debug)]
+struct Stop {
+    kind: StopKind,
+    operation: Option<NewOperation>,
+    answers: Vec<uuid::Uuid>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The execution.
+    pub execution: ExecutionId,
+    /// Its readable name.
+    pub name: String,
+    /// How it stands now.
+    pub state: ExecutionState,
+    /// The newest point.
+    pub head: Seq,
+    /// Nodes that ran to an end this time.
+    pub nodes_run: usize,
+    /// Nodes whose results were there already.
+    pub nodes_reused: usize,
+    /// US dollars spent this time, as a decimal; `None` where not known or where nothing was bought.
+    pub cost_usd: Option<String>,
+    /// Nodes that wait for somebody's approval.
+    pub waiting: Vec<String>,
+    /// Nodes that failed, and why.
+    pub failures: Vec<(String, String)>,
+}
+
+impl Control {
+    /// Lets the nodes that run finish, saves, and stops.
+    pub fn pause(&self, operation: Option<NewOperation>) {
+        self.send(StopKind::Pause, operation);
+    }
+
+    /// Ends the nodes that run, saves what others gave, and stops. They run again on resume.
+    pub fn interrupt(&self, operation: Option<NewOperation>) {
+        self.send(StopKind::Interrupt, operation);
+    }
+
+    /// Ends the nodes that run, and the execution.
+    pub fn cancel(&self, operation: Option<NewOperation>) {
+        self.send(StopKind::Cancel, operation);
+    }
+
+    fn send(&self, stop: StopKind, operation: Option<NewOperation>) {
+        // A run that has ended needs no stopping.
+        let _ended = self.0.send(Signal { stop, operation });
+    }
+}
+
+/// An execution whose lease was taken and whose head was read.
+pub(super) struct Opened {
+    pub(super) held: Held,
+    pub(super) workflow: Arc<Workflow>,
+    pub(super) name: Arc<str>,
+    pub(super) ctx: ExecutionContext,
+    pub(super) head: Seq,
+    pub(super) masks: Arc<Masks>,
+}
+
+impl Run {
+    pub(super) fn new(engine: Engine, opened: Opened) -> Result<Self, EngineError> {
+        let Opened { held, workflow, name, ctx, head, masks } = opened;
+        let mut policy = CheckpointPolicy::new(workflow.definition().checkpoints.clone())?;
+        policy.saved(engine.clock.elapsed());
+        let planner = Planner::new(&workflow, &ctx.node_results);
+        let graph = workflow.graph();
+        let is_done = |node: &usize| {
+            let result = ctx.get_node_result(&graph.id(*node));
+            result.is_some_and(|record| ending(workflow.node(*node), &record.result).is_some())
+        };
+        let reused = graph.nodes().filter(is_done).count();
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Ok(Self {
+            engine,
+            held,
+            workflow,
+            name,
+            saved: ctx.clone(),
+            completed: ctx.completed_nodes().count() as u64,
+            ctx,
+            head,
+            policy,
+            planner,
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            masks,
+            events: Events::unwatched(),
+            signals: (Control(sender), receiver),
+            stop: None,
+            unsaved: Unsaved::default(),
+            failures: Vec::new(),
+            waiting: Vec::new(),
+            reused,
+            ran: 0,
+            cost: money::Sum::default(),
+            pruning: None,
+        })
+    }
+
+    /// Returns the execution's id.
+    pub fn execution_id(&self) -> ExecutionId {
+        self.ctx.execution_id
+    }
+
+    /// Returns the execution's readable name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns a handle to stop the run with.
+    pub fn control(&self) -> Control {
+        self.signals.0.clone()
+    }
+
+    /// Returns where the run's events come out. A watcher that is slow misses progress, and nothing else.
+    pub fn watch(&mut self) -> mpsc::Receiver<Event> {
+        let (events, receiver) = Events::watched();
+        self.events = events;
+        receiver
+    }
+
+    /// Runs until every node is done, or until it fails, waits for somebody or is stopped. Gives the lease back.
+    ///
+    /// Dropping the future ends the nodes that run; the execution then stands at its last checkpoint, as after a crash.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`] where something could not be saved: the nodes are ended, and the execution stands at its
+    /// last acknowledged checkpoint. A `Conflict` means that somebody else advances it now.
+    pub async fn drive(mut self) -> Result<Outcome, EngineError> {
+        let outcome = self.advance().await;
+        self.tasks.shutdown().await;
+        if let Some(pruning) = self.pruning.take() {
+            let _ended = pruning.await;
+        }
+        self.held.release().await;
+        outcome
+    }
+
+    async fn advance(&mut self) -> Result<Outcome, EngineError> {
+        let head = self.head;
+        self.events
+            .tell(|| Event::Started {
+                execution: self.ctx.execution_id,
+                name: self.name.to_string(),
+                head,
+                nodes: self.workflow.graph().len(),
+                reused: self.reused,
+            })
+            .await;
+        let mut asked = tokio::time::interval(ASKED_EVERY);
+        asked.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        asked.reset();
+        let mut renewal = tokio::time::interval(self.held.renew_every());
+        renewal.reset();
+        while !self.is_at_rest() {
+            self.start_what_is_ready().await?;
+            if self.tasks.is_empty() {
+                break;
+            }
+            let deadline = self.policy.deadline();
+            let until_due = deadline.map(|at| at.saturating_sub(self.engine.clock.elapsed()));
+            tokio::select! {
+                biased;
+                Some(signal) = self.signals.1.recv() => self.stop(signal.stop, signal.operation, None),
+                Some(ended) = self.tasks.join_next() => match ended {
+                    Ok(ended) => self.record(ended).await?,
+                    Err(error) if error.is_cancelled() => {}
+                    Err(error) => std::panic::resume_unwind(error.into_panic()),
+                },
+                _ = renewal.tick() => self.held.renew().await?,
+                _ = asked.tick() => self.answer().await?,
+                () = tokio::time::sleep(until_due.unwrap_or(Duration::MAX)), if until_due.is_some() => {
+                    let unsaved = self.is_unsaved();
+                    if self.policy.tick(self.engine.clock.elapsed(), unsaved).is_some() {
+                        self.save(Cause::Interval, Extra::default()).await?;
+                    }
+                }
+            }
+        }
+        self.finish().await
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let ended = match self.stop.as_ref().map(|stop| stop.kind) {
+            None => return self.planner.is_finished(),
+            Some(StopKind::Pause) => false,
+            Some(StopKind::Interrupt | StopKind::Cancel) => true,
+        };
+        ended || self.tasks.is_empty()
+    }
+
+    /// Starts nodes as long as there are any to start and places to run them.
+    async fn start_what_is_ready(&mut self) -> Result<(), EngineError> {
+        while self.stop.is_none()
+            && self.failures.is_empty()
+            && self.tasks.len() < self.workflow.definition().max_parallel
+        {
+            let Some(node) = self.planner.next() else { break };
+            self.start(node).await?;
+        }
+        Ok(())
+    }
+
+    async fn start(&mut self, node: usize) -> Result<(), EngineError> {
+        let workflow = Arc::clone(&self.workflow);
+        let (name, id) = (workflow.graph().name(node), workflow.graph().id(node));
+        let task = self.task(node);
+        if self.planner.skipped_because_of(workflow.graph(), node).is_some() {
+            return self.skip(node, Notes::default()).await;
+        }
+        let notes = match wanted(&workflow, &task) {
+            Ok((true, notes)) => notes,
+            Ok((false, notes)) => return self.skip(node, notes).await,
+            Err((why, notes)) => return self.record(self.failed_at_once(node, why, notes)).await,
+        };
+        let definition = workflow.node(node);
+        let mark = self.ctx.get_node_result(&id).filter(|record| record.result == ExecutionResult::Pending);
+        let started_at = mark.map_or_else(|| self.engine.clock.now(), |record| record.started_at);
+        let is_marked = mark.is_some();
+        if let NodeKind::Approval(approval) = &definition.kind {
+            let ctx = NodeContext::new(task, 1, notes);
+            match ctx.evaluate_text(&approval.message) {
+                Ok(message) => {
+                    let message = self.masks.text(message);
+                    self.wait_for_approval(node, started_at, message, ctx.take_notes(), is_marked).await;
+                    return Ok(());
+                }
+                Err(error) => {
+                    let failed = self.failed_at_once(node, error.to_string(), ctx.take_notes());
+                    return self.record(failed).await;
+                }
+            }
+        }
+        if self.policy.before_node(definition.kind.name(), self.is_unsaved()).is_some() {
+            self.save(Cause::Before { node: name.to_owned() }, Extra::default()).await?;
+        }
+        // An effect outside must not happen before it is known that it may have; a wait must not begin anew.
+        let wants_mark = definition.effect == Effect::External || matches!(definition.kind, NodeKind::Wait(_));
+        if wants_mark && !is_marked {
+            let mut record = NodeExecutionResult::started(started_at);
+            record.idempotency_key = Some(task.idempotency_key.clone());
+            record.reads.clone_from(&notes.reads);
+            self.ctx.record_node_result(id, record);
+            self.save(Cause::Started { node: name.to_owned() }, Extra::default()).await?;
+        }
+        let handler = self.engine.registry.find(&definition.kind).cloned();
+        let clock = Arc::clone(&self.engine.clock);
+        let start = Start { task, handler, started_at, notes };
+        let handle = self.tasks.spawn(attempt::run(start, clock));
+        self.running.insert(node, handle);
+        Ok(())
+    }
+
+    fn task(&self, node: usize) -> Task {
+        let id = self.workflow.graph().id(node);
+        let marked = self.ctx.get_node_result(&id).and_then(|record| record.idempotency_key.clone());
+        Task {
+            workflow: Arc::clone(&self.workflow),
+            node,
+            state: self.ctx.clone(),
+            execution_name: Arc::clone(&self.name),
+            idempotency_key: marked.unwrap_or_else(|| idempotency_key(&self.ctx, id)),
+            secrets: Arc::clone(&self.engine.secrets),
+            masks: Arc::clone(&self.masks),
+            events: self.events.clone(),
+        }
+    }
+
+    async fn skip(&mut self, node: usize, notes: Notes) -> Result<(), EngineError> {
+        let ended = self.ended_at_once(node, ExecutionResult::Skipped, notes);
+        self.record(ended).await
+    }
+
+    fn failed_at_once(&self, node: usize, why: String, notes: Notes) -> Ended {
+        self.ended_at_once(node, ExecutionResult::Failure(self.masks.text(why)), notes)
+    }
+
+    fn ended_at_once(&self, node: usize, result: ExecutionResult, notes: Notes) -> Ended {
+        let now = self.engine.clock.now();
+        let mut record = NodeExecutionResult::started(now).completed(result, now);
+        record.reads = notes.reads;
+        Ended { node, result: record, writes: Vec::new(), ran: Duration::ZERO }
+    }
+
+    async fn wait_for_approval(
+        &mut self,
+        node: usize,
+        started_at: chrono::DateTime<chrono::Utc>,
+        message: String,
+        notes: Notes,
+        is_marked: bool,
+    ) {
+        let (name, id) = (self.workflow.graph().name(node).to_owned(), self.workflow.graph().id(node));
+        if !is_marked {
+            let mut record = NodeExecutionResult::started(started_at);
+            record.reads = notes.reads;
+            let mut metrics = notes.metrics;
+            metrics.custom.insert("message".to_owned(), Value::String(message.clone()));
+            self.ctx.record_node_result(id, record.with_metrics(metrics));
+        }
+        self.waiting.push(name.clone());
+        self.events.tell(|| Event::Waiting { node: name, message }).await;
+    }
+
+    /// Records what a node gave, and saves if that is due.
+    async fn record(&mut self, ended: Ended) -> Result<(), EngineError> {
+        match self.note(ended).await {
+            Some(cause) => self.save(cause, Extra::default()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Takes in what a node gave. Returns why a checkpoint is due, if it is.
+    async fn note(&mut self, ended: Ended) -> Option<Cause> {
+        let Ended { node, mut result, writes, ran } = ended;
+        self.running.remove(&node);
+        let workflow = Arc::clone(&self.workflow);
+        let (name, id) = (workflow.graph().name(node), workflow.graph().id(node));
+        let written: Vec<String> = writes.iter().map(|write| write.variable().to_owned()).collect();
+        if let Err(error) = apply_writes(&mut self.ctx, writes) {
+            result.result = ExecutionResult::Failure(self.masks.text(error.to_string()));
+        } else {
+            self.unsaved.writers.extend(written.into_iter().map(|variable| (variable, id)));
+        }
+        self.cost.add(result.metrics.as_ref());
+        self.tell_end(name, &result).await;
+        let ending = ending(workflow.node(node), &result.result);
+        if let (None, ExecutionResult::Failure(why)) = (ending, &result.result) {
+            self.failures.push((name.to_owned(), why.clone()));
+        }
+        let was_skipped = result.result == ExecutionResult::Skipped;
+        self.completed += u64::from(result.result.is_completed());
+        self.ctx.record_node_result(id, result);
+        self.unsaved.nodes.push(name.to_owned());
+        if let Some(ending) = ending {
+            self.planner.end(workflow.graph(), node, ending);
+        }
+        if was_skipped {
+            return None;
+        }
+        self.ran += 1;
+        let due = self.policy.node_finished(ran, self.engine.clock.elapsed());
+        // The last save of all tells how the run ended, and carries this result too.
+        if self.planner.is_finished() && self.tasks.is_empty() {
+            return None;
+        }
+        match due {
+            Some(Due::LongNode) => Some(Cause::LongNode { node: name.to_owned() }),
+            Some(Due::Interval) => Some(Cause::Interval),
+            Some(Due::Nodes | Due::Before) => Some(Cause::Nodes),
+            None => (workflow.node(node).effect == Effect::External).then_some(Cause::Nodes),
+        }
+    }
+
+    async fn tell_end(&self, name: &str, result: &NodeExecutionResult) {
+        let metrics = result.metrics.as_ref();
+        self.events
+            .tell(|| Event::NodeFinished {
+                node: name.to_owned(),
+                status: super::standing(Some(&result.result)).0,
+                duration_ms: metrics.and_then(|metrics| metrics.duration_ms).unwrap_or(0),
+                tokens: metrics.and_then(|metrics| metrics.token_usage.clone()),
+                cost_usd: metrics.and_then(|metrics| metrics.cost_usd).map(money::usd),
+                error: match &result.result {
+                    ExecutionResult::Failure(why) => Some(why.clone()),
+                    ExecutionResult::Pending | ExecutionResult::Success(_) | ExecutionResult::Skipped => None,
+                },
+            })
+            .await;
+    }
+
+    /// Does what was asked through the store.
+    async fn answer(&mut self) -> Result<(), EngineError> {
+        for Request { id, ask, operation } in self.engine.store.requests(self.ctx.execution_id).await? {
+            if self.stop.as_ref().is_some_and(|stop| stop.answers.contains(&id)) {
+                continue;
+            }
+            match ask {
+                Ask::Pause => self.stop(StopKind::Pause, Some(operation), Some(id)),
+                Ask::Cancel => self.stop(StopKind::Cancel, Some(operation), Some(id)),
+                Ask::Checkpoint { label } => {
+                    let extra = Extra { label, operation: Some(operation), answers: vec![id] };
+                    self.save(Cause::Manual, extra).await?;
+                }
+                Ask::Approve { node, approved, with } => {
+                    let extra = Extra { label: None, operation: Some(operation), answers: vec![id] };
+                    self.decide(&node, approved, with, extra).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn decide(&mut self, name: &str, approved: bool, with: Value, extra: Extra) -> Result<(), EngineError> {
+        let at = self.waiting.iter().position(|waiting| waiting == name);
+        let (Some(at), Some(node)) = (at, self.workflow.graph().index_of(name)) else {
+            // Nobody waits for it any more.
+            for request in extra.answers {
+                self.engine.store.withdraw(self.ctx.execution_id, request).await?;
+            }
+            return Ok(());
+        };
+        self.waiting.remove(at);
+        let id = self.workflow.graph().id(node);
+        let record = self.ctx.get_node_result(&id).cloned().unwrap_or_default();
+        let record = decided(record, approved, with, self.engine.clock.now());
+        let mut writes = Vec::new();
+        if let (Some(variable), Some(output)) = (&self.workflow.node(node).into, record.output()) {
+            writes.push(super::context::Write::Set(variable.clone(), output.clone()));
+        }
+        let _due_anyway = self.note(Ended { node, result: record, writes, ran: Duration::ZERO }).await;
+        self.save(Cause::Approve { node: name.to_owned(), approved }, extra).await
+    }
+
+    fn stop(&mut self, kind: StopKind, operation: Option<NewOperation>, answer: Option<uuid::Uuid>) {
+        let stop = self.stop.get_or_insert(Stop { kind, operation: None, answers: Vec::new() });
+        stop.kind = stop.kind.max(kind);
+        stop.operation = operation.or(stop.operation.take());
+        stop.answers.extend(answer);
+    }
+
+    fn is_unsaved(&self) -> bool {
+        !self.unsaved.nodes.is_empty() || !self.unsaved.writers.is_empty()
+    }
+
+    async fn finish(&mut self) -> Result<Outcome, EngineError> {
+        self.tasks.abort_all();
+        let (state, cause) = match (self.stop.as_ref().map(|stop| stop.kind), self.failures.first()) {
+            (Some(StopKind::Cancel), _) => (ExecutionState::Cancelled, Cause::Cancel),
+            _ if self.planner.is_finished() => (ExecutionState::Completed, Cause::Finish),
+            (_, Some((node, why))) => (ExecutionState::Failed(format!("node `{node}` failed: {why}")), Cause::Finish),
+            (Some(StopKind::Pause | StopKind::Interrupt) | None, None) => (ExecutionState::Paused, Cause::Pause),
+        };
+        if state != ExecutionState::Paused {
+            self.ctx.end(self.engine.clock.now());
+        }
+        self.ctx.state = state;
+        let stop = self.stop.take();
+        let (operation, answers) = stop.map_or((None, Vec::new()), |stop| (stop.operation, stop.answers));
+        if self.ctx.state != self.saved.state || self.is_unsaved() {
+            self.save(cause, Extra { label: None, operation, answers }).await?;
+        }
+        Ok(Outcome {
+            execution: self.ctx.execution_id,
+            name: self.name.to_string(),
+            state: self.ctx.state.clone(),
+            head: self.head,
+            nodes_run: self.ran,
+            nodes_reused: self.reused,
+            cost_usd: self.cost.usd(),
+            waiting: std::mem::take(&mut self.waiting),
+            failures: std::mem::take(&mut self.failures),
+        })
+    }
+
+    /// Commits the state as it is now. Returns when it is durable.
+    async fn save(&mut self, cause: Cause, extra: Extra) -> Result<(), EngineError> {
+        let unsaved = std::mem::take(&mut self.unsaved);
+        let state = self.ctx.clone();
+        self.policy.saved(self.engine.clock.elapsed());
+        let kind = cause.kind();
+        let checkpoint = NewCheckpoint {
+            id: self.engine.clock.new_id(),
+            created_at: self.engine.clock.now(),
+            parent: None,
+            delta: delta(Some(&self.saved), &state, |name| unsaved.writers.get(name).copied())?,
+            state: state.state.clone(),
+            cause,
+            nodes: unsaved.nodes.clone(),
+            label: extra.label,
+            completed_node_count: self.completed,
+            compress: self.policy.config().compress,
+            operation: extra.operation,
+            answers: extra.answers,
+        };
+        let commit = Commit {
+            execution_id: state.execution_id,
+            expected_head: self.head,
+            fence: Some(self.held.fence()),
+            checkpoint,
+        };
+        self.head = self.engine.store.commit(commit).await?.seq;
+        self.saved = state;
+        let seq = self.head;
+        self.events.tell(|| Event::Checkpoint { seq, cause: kind, nodes: unsaved.nodes }).await;
+        self.prune().await;
+        Ok(())
+    }
+
+    /// Keeps the history within its bound, beside the run: a save does not wait for it.
+    async fn prune(&mut self) {
+        let keep = self.policy.config().max_checkpoints;
+        if usize::try_from(self.head).unwrap_or(usize::MAX) <= keep {
+            return;
+        }
+        if let Some(pruning) = self.pruning.take() {
+            let _ended = pruning.await;
+        }
+        let (store, id) = (Arc::clone(&self.engine.store), self.ctx.execution_id);
+        self.pruning = Some(tokio::spawn(async move {
+            if let Err(error) = store.prune(id, keep).await {
+                tracing::warn!(execution = %id, %error, "older checkpoints could not be pruned");
+            }
+        }));
+    }
+}
+
+/// What a checkpoint can carry beside the state.
+#[derive(Debug, Default)]
+struct Extra {
+    label: Option<String>,
+    operation: Option<NewOperation>,
+    answers: Vec<uuid::Uuid>,
+}
+
+/// Says whether a node's condition holds, with what was read to tell; an error comes with it too.
+fn wanted(workflow: &Workflow, task: &Task) -> Result<(bool, Notes), (String, Notes)> {
+    let Some(condition) = &workflow.node(task.node).condition else { return Ok((true, Notes::default())) };
+    let ctx = NodeContext::new(task.clone(), 1, Notes::default());
+    let holds = Template::condition(condition).and_then(|condition| condition.holds(&ctx.scope()));
+    match holds {
+        Ok(holds) => Ok((holds, ctx.take_notes())),
+        Err(error) => Err((format!("its condition: {error}"), ctx.take_notes())),
+    }
+}
+
+/// Returns the record of an approval that somebody decided.
+pub(super) fn decided(
+    record: NodeExecutionResult,
+    approved: bool,
+    with: Value,
+    at: chrono::DateTime<chrono::Utc>,
+) -> NodeExecutionResult {
+    let result = match (approved, with) {
+        (true, Value::Null) => ExecutionResult::Success(json!({"approved": true})),
+        (true, with) => ExecutionResult::Success(json!({"approved": true, "with": with})),
+        (false, Value::Null) => ExecutionResult::Failure("it was rejected".to_owned()),
+        (false, with) => ExecutionResult::Failure(format!("it was rejected: {with}")),
+    };
+    record.completed(result, at)
+}
+
+/// Returns the key of a node's effect: the same for every attempt until an operation sends nodes back to run again.
+fn idempotency_key(ctx: &ExecutionContext, node: NodeId) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(ctx.execution_id.as_bytes()).update(node.as_bytes()).update(&ctx.generation.to_le_bytes());
+    hasher.finalize().to_hex()[..32].to_owned()
+}
