@@ -8,7 +8,9 @@ mod definition;
 mod duration;
 mod error;
 mod expression;
+mod file;
 mod graph;
+mod source;
 mod suggestion;
 
 pub use builder::Builder;
@@ -23,9 +25,11 @@ pub use expression::{
     EXPRESSION_TOKENS_MAX, ExpressionError, FUEL, Field, Mention, Root, Scope, Template, evaluate_condition,
     evaluate_json,
 };
+pub use file::schema;
 pub use graph::{DEPENDENCIES_MAX, Graph};
+pub use source::{DEPTH_MAX, FILE_BYTES_MAX};
 
-use error::Finding;
+use error::{Finding, Path};
 
 use crate::execution::WorkflowId;
 
@@ -43,6 +47,58 @@ impl Workflow {
     /// Returns a workflow in the making.
     pub fn builder(name: impl Into<String>) -> Builder {
         Builder::new(name.into())
+    }
+
+    /// Reads a workflow from YAML or JSON, whichever the text is. `source_name` stands in errors: a file's name.
+    ///
+    /// # Errors
+    /// Everything that is wrong, with line and column.
+    ///
+    /// ```
+    /// use retake::workflow::Workflow;
+    ///
+    /// let text = "name: research\nnodes:\n  search: { run: ./search.sh }\n  draft: { run: ./draft.sh, needs: serch }\n";
+    /// let error = Workflow::parse("research.yaml", text).unwrap_err();
+    /// assert_eq!(error.to_string(), "research.yaml:4:36: unknown node `serch` in needs");
+    /// ```
+    pub fn parse(source_name: &str, text: &str) -> Result<Self, WorkflowError> {
+        if text.len() > FILE_BYTES_MAX {
+            return Err(too_large(source_name, text.len()));
+        }
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let tree = source::read(text).map_err(|error| {
+            let (finding, place) = error.locate(text);
+            WorkflowError::of_file(source_name, text, vec![Problem::new(finding, Some(place))])
+        })?;
+        let (findings, workflow) = match file::decode(tree.to_value()) {
+            Ok(definition) => Self::examine(definition),
+            Err(findings) => (findings, None),
+        };
+        workflow.ok_or_else(|| {
+            let locate = |finding: Finding| {
+                let place = tree.locate(text, &finding);
+                Problem::new(finding, Some(place))
+            };
+            WorkflowError::of_file(source_name, text, findings.into_iter().map(locate).collect())
+        })
+    }
+
+    /// Reads a workflow from the bytes of a file, as [`parse`](Self::parse).
+    ///
+    /// # Errors
+    /// Bytes that are not UTF-8, with the place of the first, and what [`parse`](Self::parse) refuses.
+    pub fn from_bytes(source_name: &str, bytes: &[u8]) -> Result<Self, WorkflowError> {
+        if bytes.len() > FILE_BYTES_MAX {
+            return Err(too_large(source_name, bytes.len()));
+        }
+        let text = str::from_utf8(bytes).map_err(|error| {
+            let before = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+            let place = source::place(&before, before.len()..before.len());
+            let finding = Finding::new(Path::default(), "the file is not UTF-8 from here on");
+            let problem = Problem::new(finding.help("save it as UTF-8"), Some(place));
+            WorkflowError::without_text(source_name, vec![problem])
+        })?;
+        Self::parse(source_name, text)
     }
 
     /// Checks a definition that comes from a store or was made in Rust.
@@ -107,4 +163,10 @@ impl Workflow {
     pub fn node(&self, index: usize) -> &Node {
         &self.definition.nodes[self.graph.name(index)]
     }
+}
+
+fn too_large(source_name: &str, bytes: usize) -> WorkflowError {
+    let message = format!("the file has {bytes} bytes: a workflow has at most {FILE_BYTES_MAX}");
+    let finding = Finding::new(Path::default(), message).help("keep data in files that nodes read");
+    WorkflowError::without_text(source_name, vec![Problem::new(finding, None)])
 }

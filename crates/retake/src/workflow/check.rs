@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::definition::{Definition, Node, NodeKind};
+use super::definition::{Definition, Node, NodeKind, Retry};
 use super::error::{Finding, Path};
 use super::expression::{ExpressionError, Field, Mention, Template};
 use super::graph::{Because, GraphError, Links};
 use super::suggestion;
-use crate::checkpoint::CheckpointFrequency;
+use crate::checkpoint::{CheckpointFrequency, ConfigError};
 use crate::execution::Subject;
 
 /// How many nodes a workflow may have.
@@ -139,7 +139,13 @@ impl Check<'_> {
         let path = Path::of(["checkpoints"]);
         let checkpoints = &self.definition.checkpoints;
         if let Err(error) = checkpoints.validate() {
-            self.report(Finding::new(path.clone(), error.to_string()));
+            let key = match error {
+                ConfigError::EveryZeroNodes => "every",
+                ConfigError::EveryZeroSeconds => "interval",
+                ConfigError::BeforeNothing => "before",
+                ConfigError::KeepNone => "max",
+            };
+            self.report(Finding::new(path.key(key), error.to_string()));
         }
         match &checkpoints.frequency {
             CheckpointFrequency::BeforeNodeTypes(kinds) => {
@@ -185,6 +191,10 @@ impl Check<'_> {
             let message = "`factor` is 1 or more: waits grow";
             self.report(Finding::new(path.key("retry").key("factor"), message));
         }
+        if node.retry.max == 0 && node.retry != Retry::default() {
+            let finding = Finding::new(path.key("retry"), "this says how fast to retry, and not how often");
+            self.report(finding.help("set `max` to the number of retries"));
+        }
         if let Some(compensate) = &node.compensate {
             self.compensate(id, compensate, &path.key("compensate"), &mut links);
         }
@@ -192,12 +202,11 @@ impl Check<'_> {
     }
 
     fn needs(&mut self, needs: &BTreeSet<String>, path: &Path) {
-        for (at, needed) in needs.iter().enumerate() {
+        for needed in needs {
             if !self.definition.nodes.contains_key(needed) {
                 let message = format!("unknown node `{}` in needs", shortened(needed));
                 let help = suggestion::among(needed, self.definition.nodes.keys().map(String::as_str));
-                // A set forgets the order of the file, so whoever has the file looks the text up.
-                let finding = Finding::new(path.key("needs").index(at), message);
+                let finding = Finding::new(path.key("needs").key(needed), message);
                 self.report(finding.help(help));
             }
         }

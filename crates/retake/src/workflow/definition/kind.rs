@@ -150,7 +150,7 @@ pub struct Approval {
 }
 
 /// What is waited for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Wait {
     /// A duration such as `90s` or `1h 30m`, or an expression that gives one.
