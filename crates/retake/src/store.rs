@@ -7,6 +7,7 @@
 
 mod delta;
 mod error;
+mod memory;
 mod record;
 mod state;
 mod value;
@@ -17,6 +18,7 @@ use uuid::Uuid;
 
 pub use delta::{Delta, Entry, Image, Key, KeyChange, MESSAGE_PACK, Op, Piece};
 pub use error::{Conflict, Source, StoreError};
+pub use memory::MemoryStore;
 pub use record::{
     Ask, Cause, CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Lease,
     NewCheckpoint, NewExecution, NewOperation, OperationRecord, Origin, Report, Request, Seq,

@@ -1,0 +1,479 @@
+//! The store that lives and dies with its process: for tests, simulations, and runs that need not outlive it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
+
+use super::{
+    CheckpointRecord, Commit, Conflict, Delta, ExecutionFilter, ExecutionRecord, HistoryPage, Image, Key,
+    Lease, NewCheckpoint, NewExecution, Op, OperationRecord, Report, Request, Seq, Store, StoreError,
+};
+use crate::checkpoint::CheckpointId;
+use crate::clock::{Clock, SystemClock};
+use crate::execution::{ExecutionId, WorkflowId};
+
+/// Keeps histories in memory.
+///
+/// A commit costs its delta: every point keeps a whole state, which shares with its parent all that did not change.
+/// Nothing is compressed, whatever is asked, and `size_bytes` counts the keys and values of what changed. "Durable"
+/// means for as long as the process lives. Leases end by the clock's elapsed time, so a wall clock that jumps does not
+/// end them.
+///
+/// ```
+/// use retake::execution::ExecutionContext;
+/// use retake::store::{self, Cause, MemoryStore, NewCheckpoint, NewExecution, Store, StoreExt};
+/// use serde_json::json;
+///
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let store = MemoryStore::new();
+/// let mut ctx = ExecutionContext::new(uuid::Uuid::new_v4());
+/// ctx.set_variable("topic".into(), json!("otters"));
+/// let execution = NewExecution {
+///     id: ctx.execution_id,
+///     name: "brave-otter".into(),
+///     workflow_id: ctx.workflow_id,
+///     workflow_name: "article".into(),
+///     definition: Vec::new(),
+///     origin: None,
+/// };
+/// let first = NewCheckpoint {
+///     id: uuid::Uuid::now_v7(),
+///     created_at: ctx.started_at,
+///     parent: None,
+///     delta: store::delta(None, &ctx, |_| None)?,
+///     state: ctx.state.clone(),
+///     cause: Cause::Start,
+///     label: None,
+///     completed_node_count: 0,
+///     compress: false,
+///     operation: None,
+///     answers: Vec::new(),
+/// };
+/// let checkpoint = store.create(execution, first).await?;
+/// assert_eq!(checkpoint.seq, 1);
+/// assert_eq!(store.context(ctx.execution_id, 1).await?, ctx);
+/// # Ok::<(), retake::store::StoreError>(()) }).unwrap();
+/// ```
+#[derive(Debug)]
+pub struct MemoryStore {
+    /// Every change is decided before it is made, so that a poisoned lock guards a whole state.
+    kept: Mutex<Kept>,
+    clock: Arc<dyn Clock>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    executions: HashMap<ExecutionId, Execution>,
+    by_creation: BTreeSet<(DateTime<Utc>, ExecutionId)>,
+    by_name: HashMap<String, ExecutionId>,
+    by_checkpoint: HashMap<CheckpointId, (ExecutionId, Seq)>,
+    definitions: HashMap<WorkflowId, Vec<u8>>,
+}
+
+#[derive(Debug)]
+struct Execution {
+    /// Without `leased_by`, which depends on the time of the look.
+    record: ExecutionRecord,
+    points: BTreeMap<Seq, Point>,
+    operations: Vec<OperationRecord>,
+    requests: Vec<Request>,
+    /// That of the last lease; 0 where there was none.
+    fence: u64,
+    /// When the last lease ends, in elapsed time; `None` where it was given back.
+    leased_until: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Point {
+    record: CheckpointRecord,
+    image: Image,
+}
+
+impl MemoryStore {
+    /// Returns an empty store.
+    pub fn new() -> Self {
+        Self::with_clock(Arc::new(SystemClock::default()))
+    }
+
+    /// Returns an empty store whose leases end by `clock`.
+    pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
+        Self { kept: Mutex::default(), clock }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the conflict with whoever holds the lease, if anybody does.
+    fn leased(&self, execution: &Execution) -> Result<(), Conflict> {
+        match execution.lease_left(self.clock.elapsed()) {
+            None => Ok(()),
+            Some(left) => {
+                let until = self.clock.now() + TimeDelta::from_std(left).unwrap_or(TimeDelta::zero());
+                Err(Conflict::Leased { execution: execution.record.id, owner: owner(), until })
+            }
+        }
+    }
+
+    fn seen(&self, execution: &Execution) -> ExecutionRecord {
+        let leased_by = execution.lease_left(self.clock.elapsed()).map(|_| owner());
+        ExecutionRecord { leased_by, ..execution.record.clone() }
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for MemoryStore {
+    async fn create(&self, new: NewExecution, first: NewCheckpoint) -> Result<CheckpointRecord, StoreError> {
+        let mut kept = self.kept();
+        if kept.executions.contains_key(&new.id) {
+            return Err(Conflict::IdTaken(new.id).into());
+        }
+        if kept.by_name.contains_key(&new.name) {
+            return Err(Conflict::NameTaken(new.name).into());
+        }
+        if let Some(seq) = first.parent {
+            return Err(StoreError::NoPoint { execution: new.id, seq, head: 0 });
+        }
+        let before = match new.origin {
+            Some(origin) => kept.require(origin.execution_id)?.point(origin.seq)?.image.clone(),
+            None => Image::default(),
+        };
+        let mut execution = Execution::new(&new, &first);
+        let point = kept.next_point(&execution, before, None, &first)?;
+
+        if !new.definition.is_empty() {
+            kept.definitions.entry(new.workflow_id).or_insert(new.definition);
+        }
+        kept.by_creation.insert((execution.record.created_at, new.id));
+        kept.by_name.insert(new.name, new.id);
+        kept.by_checkpoint.insert(first.id, (new.id, 1));
+        let record = execution.push(point, first);
+        kept.executions.insert(new.id, execution);
+        Ok(record)
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<CheckpointRecord, StoreError> {
+        let Commit { execution_id, expected_head, fence, checkpoint } = commit;
+        let mut kept = self.kept();
+        let execution = kept.require(execution_id)?;
+        match fence {
+            Some(ours) => execution.check_fence(ours)?,
+            None => self.leased(execution)?,
+        }
+        let head = execution.record.head;
+        if head != expected_head {
+            let moved = Conflict::HeadMoved { execution: execution_id, expected: expected_head, found: head };
+            return Err(moved.into());
+        }
+        let parent = checkpoint.parent.unwrap_or(head);
+        let before = execution.point(parent)?.image.clone();
+        let point = kept.next_point(execution, before, Some(parent), &checkpoint)?;
+
+        kept.by_checkpoint.insert(checkpoint.id, (execution_id, point.record.seq));
+        Ok(kept.require_mut(execution_id)?.push(point, checkpoint))
+    }
+
+    async fn execution(&self, id: ExecutionId) -> Result<Option<ExecutionRecord>, StoreError> {
+        Ok(self.kept().executions.get(&id).map(|execution| self.seen(execution)))
+    }
+
+    async fn executions(&self, filter: &ExecutionFilter) -> Result<Vec<ExecutionRecord>, StoreError> {
+        let kept = self.kept();
+        let newest_first = kept.by_creation.iter().rev().filter_map(|(_, id)| kept.executions.get(id));
+        Ok(newest_first
+            .filter(|execution| passes(filter, &execution.record))
+            .take(filter.limit.unwrap_or(usize::MAX))
+            .map(|execution| self.seen(execution))
+            .collect())
+    }
+
+    async fn workflow(&self, id: WorkflowId) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.kept().definitions.get(&id).cloned())
+    }
+
+    async fn history(&self, id: ExecutionId, page: HistoryPage) -> Result<Vec<CheckpointRecord>, StoreError> {
+        let kept = self.kept();
+        let Some(execution) = kept.executions.get(&id) else { return Ok(Vec::new()) };
+        let older = execution.points.range(..page.before.unwrap_or(Seq::MAX));
+        let limit = page.limit.unwrap_or(usize::MAX);
+        Ok(older.rev().take(limit).map(|(_, point)| point.record.clone()).collect())
+    }
+
+    async fn checkpoint(&self, id: CheckpointId) -> Result<Option<CheckpointRecord>, StoreError> {
+        let kept = self.kept();
+        let point = kept
+            .by_checkpoint
+            .get(&id)
+            .and_then(|(execution_id, seq)| kept.executions.get(execution_id)?.points.get(seq));
+        Ok(point.map(|point| point.record.clone()))
+    }
+
+    async fn state(&self, id: ExecutionId, seq: Seq) -> Result<Image, StoreError> {
+        Ok(self.kept().require(id)?.point(seq)?.image.clone())
+    }
+
+    async fn operations(&self, id: ExecutionId) -> Result<Vec<OperationRecord>, StoreError> {
+        let kept = self.kept();
+        let log = kept.executions.get(&id).map(|execution| execution.operations.iter().rev().cloned());
+        Ok(log.into_iter().flatten().collect())
+    }
+
+    async fn prune(&self, id: ExecutionId, keep: usize) -> Result<usize, StoreError> {
+        let mut kept = self.kept();
+        let Some(execution) = kept.executions.get_mut(&id) else { return Ok(0) };
+        let gone: Vec<(Seq, CheckpointId)> = execution
+            .points
+            .iter()
+            .rev()
+            .skip(keep.max(1))
+            .filter(|(_, point)| point.record.label.is_none())
+            .map(|(seq, point)| (*seq, point.record.id))
+            .collect();
+        for (seq, _) in &gone {
+            execution.points.remove(seq);
+        }
+        for (_, checkpoint_id) in &gone {
+            kept.by_checkpoint.remove(checkpoint_id);
+        }
+        Ok(gone.len())
+    }
+
+    async fn delete(&self, id: ExecutionId) -> Result<usize, StoreError> {
+        let mut kept = self.kept();
+        let Some(execution) = kept.executions.get(&id) else { return Ok(0) };
+        self.leased(execution)?;
+        let Some(execution) = kept.executions.remove(&id) else { return Ok(0) };
+        kept.by_creation.remove(&(execution.record.created_at, id));
+        kept.by_name.remove(&execution.record.name);
+        for point in execution.points.values() {
+            kept.by_checkpoint.remove(&point.record.id);
+        }
+        Ok(execution.points.len())
+    }
+
+    async fn lease(&self, id: ExecutionId, ttl: Duration) -> Result<Lease, StoreError> {
+        let mut kept = self.kept();
+        let execution = kept.require_mut(id)?;
+        self.leased(execution)?;
+        execution.fence += 1;
+        execution.leased_until = Some(self.clock.elapsed().saturating_add(ttl));
+        Ok(Lease { execution_id: id, fence: execution.fence, ttl })
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<Vec<Request>, StoreError> {
+        let mut kept = self.kept();
+        let execution = kept.require_mut(lease.execution_id)?;
+        execution.check_fence(lease.fence)?;
+        execution.leased_until = Some(self.clock.elapsed().saturating_add(lease.ttl));
+        Ok(execution.requests.clone())
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
+        let mut kept = self.kept();
+        let holder = kept.executions.get_mut(&lease.execution_id).filter(|e| e.fence == lease.fence);
+        if let Some(execution) = holder {
+            execution.leased_until = None;
+        }
+        Ok(())
+    }
+
+    async fn ask(&self, id: ExecutionId, request: Request) -> Result<(), StoreError> {
+        self.kept().require_mut(id)?.requests.push(request);
+        Ok(())
+    }
+
+    async fn withdraw(&self, id: ExecutionId, request: Uuid) -> Result<bool, StoreError> {
+        let mut kept = self.kept();
+        let Some(execution) = kept.executions.get_mut(&id) else { return Ok(false) };
+        let before = execution.requests.len();
+        execution.requests.retain(|pending| pending.id != request);
+        Ok(execution.requests.len() < before)
+    }
+
+    async fn check(&self) -> Result<Report, StoreError> {
+        let kept = self.kept();
+        let mut report = Report::default();
+        for execution in kept.executions.values() {
+            report.executions += 1;
+            if !execution.points.contains_key(&execution.record.head) {
+                report.problems.push(format!(
+                    "the head @{} of execution {} is missing",
+                    execution.record.head, execution.record.id
+                ));
+            }
+            for (seq, point) in &execution.points {
+                report.checkpoints += 1;
+                report.bytes += point.record.size_bytes;
+                if kept.by_checkpoint.get(&point.record.id) != Some(&(execution.record.id, *seq)) {
+                    report.problems.push(format!(
+                        "checkpoint @{seq} of execution {} cannot be found by its id",
+                        execution.record.id
+                    ));
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    async fn compact(&self) -> Result<(), StoreError> {
+        let mut kept = self.kept();
+        let Kept { executions, definitions, .. } = &mut *kept;
+        let used: BTreeSet<WorkflowId> = executions.values().map(|e| e.record.workflow_id).collect();
+        definitions.retain(|id, _| used.contains(id));
+        Ok(())
+    }
+}
+
+impl Kept {
+    fn require(&self, id: ExecutionId) -> Result<&Execution, StoreError> {
+        self.executions.get(&id).ok_or(StoreError::NoExecution(id))
+    }
+
+    fn require_mut(&mut self, id: ExecutionId) -> Result<&mut Execution, StoreError> {
+        self.executions.get_mut(&id).ok_or(StoreError::NoExecution(id))
+    }
+
+    /// Returns the point that follows an execution's head, without putting it there.
+    fn next_point(
+        &self,
+        execution: &Execution,
+        before: Image,
+        parent: Option<Seq>,
+        checkpoint: &NewCheckpoint,
+    ) -> Result<Point, StoreError> {
+        if self.by_checkpoint.contains_key(&checkpoint.id) {
+            return Err(Conflict::IdTaken(checkpoint.id).into());
+        }
+        let execution = &execution.record;
+        let seq = execution.head + 1;
+        let mut image = before;
+        image
+            .apply(&format!("the delta of point @{seq} of execution {}", execution.id), &checkpoint.delta)?;
+        let record = CheckpointRecord {
+            execution_id: execution.id,
+            workflow_id: execution.workflow_id,
+            seq,
+            id: checkpoint.id,
+            parent,
+            created_at: checkpoint.created_at,
+            cause: checkpoint.cause.clone(),
+            label: checkpoint.label.clone(),
+            state: checkpoint.state.clone(),
+            completed_node_count: checkpoint.completed_node_count,
+            size_bytes: size(&checkpoint.delta),
+            compressed: false,
+        };
+        Ok(Point { record, image })
+    }
+}
+
+impl Execution {
+    /// Returns an execution that has no point yet.
+    fn new(new: &NewExecution, first: &NewCheckpoint) -> Self {
+        let record = ExecutionRecord {
+            id: new.id,
+            name: new.name.clone(),
+            workflow_id: new.workflow_id,
+            workflow_name: new.workflow_name.clone(),
+            state: first.state.clone(),
+            head: 0,
+            created_at: first.created_at,
+            updated_at: first.created_at,
+            origin: new.origin,
+            leased_by: None,
+        };
+        Self {
+            record,
+            points: BTreeMap::new(),
+            operations: Vec::new(),
+            requests: Vec::new(),
+            fence: 0,
+            leased_until: None,
+        }
+    }
+
+    fn point(&self, seq: Seq) -> Result<&Point, StoreError> {
+        let (execution, head) = (self.record.id, self.record.head);
+        match self.points.get(&seq) {
+            Some(point) => Ok(point),
+            None if (1..=head).contains(&seq) => Err(StoreError::Pruned { execution, seq }),
+            None => Err(StoreError::NoPoint { execution, seq, head }),
+        }
+    }
+
+    /// Returns how long the lease holds from now, if it does.
+    fn lease_left(&self, elapsed: Duration) -> Option<Duration> {
+        self.leased_until.and_then(|until| until.checked_sub(elapsed)).filter(|left| !left.is_zero())
+    }
+
+    fn check_fence(&self, ours: u64) -> Result<(), Conflict> {
+        if ours == self.fence {
+            return Ok(());
+        }
+        Err(Conflict::Fenced { execution: self.record.id, ours, found: self.fence })
+    }
+
+    /// Moves the head to the point, and does all that goes with it. Cannot fail.
+    fn push(&mut self, point: Point, checkpoint: NewCheckpoint) -> CheckpointRecord {
+        let record = point.record.clone();
+        if let Some(operation) = checkpoint.operation {
+            self.operations.push(OperationRecord {
+                number: self.operations.len() as u64 + 1,
+                at: record.created_at,
+                who: operation.who,
+                command: operation.command,
+                cause: record.cause.clone(),
+                before: self.record.head,
+                after: record.seq,
+            });
+        }
+        if !checkpoint.answers.is_empty() {
+            self.requests.retain(|request| !checkpoint.answers.contains(&request.id));
+        }
+        self.record.head = record.seq;
+        self.record.state = record.state.clone();
+        self.record.updated_at = record.created_at;
+        self.points.insert(record.seq, point);
+        record
+    }
+}
+
+fn passes(filter: &ExecutionFilter, record: &ExecutionRecord) -> bool {
+    let state = filter.state.as_deref().is_none_or(|state| state == record.state.name());
+    let address = filter.address.as_deref().is_none_or(|address| {
+        record.name == address
+            || record.id.hyphenated().to_string().starts_with(address)
+            || record.id.simple().to_string().starts_with(address)
+    });
+    state && address
+}
+
+/// Returns the bytes of keys and values that changed, which is what the point adds to memory.
+fn size(delta: &Delta) -> u64 {
+    let bytes = delta.changes().iter().map(|change| {
+        let key = match &change.key {
+            Key::Header => 0,
+            Key::Input(name) | Key::Variable(name) => name.len(),
+            Key::Node(id) => id.as_bytes().len(),
+        };
+        let value = match &change.op {
+            Op::Set { pieces, .. } | Op::Append { pieces, .. } => pieces.iter().map(|p| p.bytes.len()).sum(),
+            Op::Remove => 0,
+        };
+        key + value
+    });
+    bytes.sum::<usize>() as u64
+}
+
+fn owner() -> String {
+    format!("process {}", std::process::id())
+}
