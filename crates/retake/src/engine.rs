@@ -39,9 +39,7 @@ use crate::store::{
     Cause, Commit, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, NewOperation, Store, StoreError,
     StoreExt, delta,
 };
-use crate::workflow::{
-    Definition, Effect, Field, NodeKind, OnError, Root, Scope, Workflow, evaluate_json,
-};
+use crate::workflow::{Definition, Effect, Field, NodeKind, OnError, Root, Scope, Workflow, evaluate_json};
 use held::Held;
 use run::Opened;
 use secret::Masks;
@@ -289,7 +287,9 @@ impl Engine {
             let missing = match &node.kind {
                 NodeKind::Set(_) | NodeKind::Wait(_) | NodeKind::Approval(_) => continue,
                 NodeKind::Call(call) => format!("closure `{}`", call.name),
-                NodeKind::Run(_) | NodeKind::Http(_) | NodeKind::Llm(_) => format!("`{}` nodes", node.kind.name()),
+                NodeKind::Run(_) | NodeKind::Http(_) | NodeKind::Llm(_) => {
+                    format!("`{}` nodes", node.kind.name())
+                }
             };
             if self.registry.find(&node.kind).is_none() {
                 return Err(EngineError::NoHandler { node: name.clone(), missing });
@@ -300,7 +300,11 @@ impl Engine {
 }
 
 /// Refuses to go on where a node's effect may have happened already, unless a person said to run it again.
-fn refuse_interrupted(workflow: &Workflow, ctx: &ExecutionContext, again: &[String]) -> Result<(), EngineError> {
+fn refuse_interrupted(
+    workflow: &Workflow,
+    ctx: &ExecutionContext,
+    again: &[String],
+) -> Result<(), EngineError> {
     let interrupted: Vec<(String, String)> = interrupted(workflow, ctx)
         .filter(|(name, _)| !again.contains(name))
         .map(|(name, record)| (name, record.idempotency_key.clone().unwrap_or_default()))
@@ -327,7 +331,8 @@ fn forget_failures(workflow: &Workflow, ctx: &mut ExecutionContext) {
     let graph = workflow.graph();
     for node in graph.nodes().filter(|node| workflow.node(*node).on_error == OnError::Fail) {
         let id = graph.id(node);
-        if matches!(ctx.get_node_result(&id).map(|record| &record.result), Some(ExecutionResult::Failure(_))) {
+        if matches!(ctx.get_node_result(&id).map(|record| &record.result), Some(ExecutionResult::Failure(_)))
+        {
             ctx.node_results.remove(&id);
         }
     }

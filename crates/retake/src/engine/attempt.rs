@@ -80,7 +80,11 @@ pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Ended {
 }
 
 /// Masks what the node gave, and makes sure that it can be stored.
-fn settle(task: &Task, outcome: Result<Value, NodeError>, writes: Vec<Write>) -> (ExecutionResult, Vec<Write>) {
+fn settle(
+    task: &Task,
+    outcome: Result<Value, NodeError>,
+    writes: Vec<Write>,
+) -> (ExecutionResult, Vec<Write>) {
     let failed = |why: String| (ExecutionResult::Failure(task.masks.text(why)), Vec::new());
     let output = match outcome {
         Ok(output) => task.masks.value(output),
@@ -145,7 +149,11 @@ async fn once(
     })
 }
 
-async fn by_the_engine(ctx: &NodeContext, started_at: DateTime<Utc>, clock: &dyn Clock) -> Result<Value, NodeError> {
+async fn by_the_engine(
+    ctx: &NodeContext,
+    started_at: DateTime<Utc>,
+    clock: &dyn Clock,
+) -> Result<Value, NodeError> {
     match ctx.kind() {
         NodeKind::Set(variables) => {
             let mut output = Map::new();
@@ -162,13 +170,21 @@ async fn by_the_engine(ctx: &NodeContext, started_at: DateTime<Utc>, clock: &dyn
             tokio::time::sleep(left).await;
             Ok(Value::Null)
         }
-        NodeKind::Run(_) | NodeKind::Http(_) | NodeKind::Llm(_) | NodeKind::Approval(_) | NodeKind::Call(_) => {
+        NodeKind::Run(_)
+        | NodeKind::Http(_)
+        | NodeKind::Llm(_)
+        | NodeKind::Approval(_)
+        | NodeKind::Call(_) => {
             unreachable!("a run starts only where these have a handler, and approvals are decided by people")
         }
     }
 }
 
-fn end_of_wait(ctx: &NodeContext, wait: &Wait, started_at: DateTime<Utc>) -> Result<DateTime<Utc>, NodeError> {
+fn end_of_wait(
+    ctx: &NodeContext,
+    wait: &Wait,
+    started_at: DateTime<Utc>,
+) -> Result<DateTime<Utc>, NodeError> {
     match wait {
         Wait::For(text) => {
             let text = ctx.evaluate_text(text)?;

@@ -14,8 +14,8 @@ use super::run::decided;
 use super::{Engine, EngineError, standing};
 use crate::execution::{ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, node_id};
 use crate::store::{
-    Ask, Cause, Commit, Conflict, ExecutionRecord, NewCheckpoint, NewOperation, OperationRecord, Request, Seq,
-    Store, StoreError, StoreExt,
+    Ask, Cause, Commit, Conflict, ExecutionRecord, NewCheckpoint, NewOperation, OperationRecord, Request,
+    Seq, StoreError, StoreExt,
 };
 use crate::workflow::NodeKind;
 
@@ -150,7 +150,9 @@ impl Engine {
     pub async fn redo(&self, id: ExecutionId, operation: NewOperation) -> Result<Seq, EngineError> {
         let log = self.store.operations(id).await?;
         let rest = self.rest(id).await?;
-        let Some((undone, undo)) = Log::read(&log).undone.pop() else { return Err(nothing_to(&rest, "redo")) };
+        let Some((undone, undo)) = Log::read(&log).undone.pop() else {
+            return Err(nothing_to(&rest, "redo"));
+        };
         let cause = Cause::Redo { operation: undone.number };
         self.return_to(rest, undo.before, cause, operation).await
     }
@@ -209,7 +211,12 @@ impl Engine {
     }
 
     /// Does something at once where nobody advances the execution, and asks whoever does otherwise.
-    async fn do_or_ask(&self, id: ExecutionId, ask: Ask, operation: NewOperation) -> Result<Seq, EngineError> {
+    async fn do_or_ask(
+        &self,
+        id: ExecutionId,
+        ask: Ask,
+        operation: NewOperation,
+    ) -> Result<Seq, EngineError> {
         let request = Request { id: self.clock.new_id(), ask, operation };
         match self.rest(id).await {
             Ok(rest) => return self.do_at_rest(rest, request.ask, request.operation).await,

@@ -145,7 +145,8 @@ fn narrowed(
     nodes: &[String],
 ) -> Result<ExecutionContext, EngineError> {
     let mut after = head.clone();
-    let nothing = |what, name: &String| EngineError::NothingThere { what, name: name.clone(), target: target.seq };
+    let nothing =
+        |what, name: &String| EngineError::NothingThere { what, name: name.clone(), target: target.seq };
     for name in variables {
         match target.ctx.variables.cell(name) {
             Some(cell) => after.variables.set(name.clone(), cell.clone()),

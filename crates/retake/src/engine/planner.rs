@@ -81,7 +81,9 @@ impl Planner {
 /// Returns how a node with this result ended, or `None` where it has yet to run, or to run again.
 pub(super) fn ending(node: &Node, result: &ExecutionResult) -> Option<Ending> {
     match (result, node.on_error) {
-        (ExecutionResult::Success(_), _) | (ExecutionResult::Failure(_), OnError::Continue) => Some(Ending::Done),
+        (ExecutionResult::Success(_), _) | (ExecutionResult::Failure(_), OnError::Continue) => {
+            Some(Ending::Done)
+        }
         (ExecutionResult::Skipped, _) => Some(Ending::Skipped),
         (ExecutionResult::Pending, _) | (ExecutionResult::Failure(_), OnError::Fail) => None,
     }
@@ -142,7 +144,8 @@ mod tests {
     #[test]
     fn a_resumed_run_passes_over_what_is_done_and_runs_what_failed() {
         let workflow = workflow();
-        let record = |result| <crate::execution::Shared<_> as Cell>::new(NodeExecutionResult::new().complete(result));
+        let record =
+            |result| <crate::execution::Shared<_> as Cell>::new(NodeExecutionResult::new().complete(result));
         let mut results = NodeResults::new();
         results.set(node_id("a"), record(ExecutionResult::Success(json!(1))));
         results.set(node_id("b"), record(ExecutionResult::Failure("boom".into())));

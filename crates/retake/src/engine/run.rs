@@ -14,14 +14,14 @@ use super::context::{NodeContext, Notes, Task, apply_writes};
 use super::event::{Event, Events};
 use super::held::Held;
 use super::money;
-use super::planner::{Ending, Planner, ending};
+use super::planner::{Planner, ending};
 use super::secret::Masks;
 use super::{Engine, EngineError};
 use crate::checkpoint::{CheckpointPolicy, Due};
 use crate::execution::{
     ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult, NodeId,
 };
-use crate::store::{Ask, Cause, Commit, NewCheckpoint, NewOperation, Request, Seq, Store, delta};
+use crate::store::{Ask, Cause, Commit, NewCheckpoint, NewOperation, Request, Seq, delta};
 use crate::workflow::{Effect, NodeKind, Template, Workflow};
 
 /// How often a run looks whether something was asked of it.
@@ -324,7 +324,8 @@ impl Run {
             self.save(Cause::Before { node: name.to_owned() }, Extra::default()).await?;
         }
         // An effect outside must not happen before it is known that it may have; a wait must not begin anew.
-        let wants_mark = definition.effect == Effect::External || matches!(definition.kind, NodeKind::Wait(_));
+        let wants_mark =
+            definition.effect == Effect::External || matches!(definition.kind, NodeKind::Wait(_));
         if wants_mark && !is_marked {
             let mut record = NodeExecutionResult::started(started_at);
             record.idempotency_key = Some(task.idempotency_key.clone());
@@ -480,7 +481,13 @@ impl Run {
         Ok(())
     }
 
-    async fn decide(&mut self, name: &str, approved: bool, with: Value, extra: Extra) -> Result<(), EngineError> {
+    async fn decide(
+        &mut self,
+        name: &str,
+        approved: bool,
+        with: Value,
+        extra: Extra,
+    ) -> Result<(), EngineError> {
         let at = self.waiting.iter().position(|waiting| waiting == name);
         let (Some(at), Some(node)) = (at, self.workflow.graph().index_of(name)) else {
             // Nobody waits for it any more.
@@ -517,8 +524,12 @@ impl Run {
         let (state, cause) = match (self.stop.as_ref().map(|stop| stop.kind), self.failures.first()) {
             (Some(StopKind::Cancel), _) => (ExecutionState::Cancelled, Cause::Cancel),
             _ if self.planner.is_finished() => (ExecutionState::Completed, Cause::Finish),
-            (_, Some((node, why))) => (ExecutionState::Failed(format!("node `{node}` failed: {why}")), Cause::Finish),
-            (Some(StopKind::Pause | StopKind::Interrupt) | None, None) => (ExecutionState::Paused, Cause::Pause),
+            (_, Some((node, why))) => {
+                (ExecutionState::Failed(format!("node `{node}` failed: {why}")), Cause::Finish)
+            }
+            (Some(StopKind::Pause | StopKind::Interrupt) | None, None) => {
+                (ExecutionState::Paused, Cause::Pause)
+            }
         };
         if state != ExecutionState::Paused {
             self.ctx.end(self.engine.clock.now());

@@ -269,12 +269,12 @@ impl Store for MemoryStore {
         Ok(Lease { execution_id: id, fence: execution.fence, ttl })
     }
 
-    async fn renew(&self, lease: &Lease) -> Result<Vec<Request>, StoreError> {
+    async fn renew(&self, lease: &Lease) -> Result<(), StoreError> {
         let mut kept = self.kept();
         let execution = kept.require_mut(lease.execution_id)?;
         execution.check_fence(lease.fence)?;
         execution.leased_until = Some(self.clock.elapsed().saturating_add(lease.ttl));
-        Ok(execution.requests.clone())
+        Ok(())
     }
 
     async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
@@ -289,6 +289,11 @@ impl Store for MemoryStore {
     async fn ask(&self, id: ExecutionId, request: Request) -> Result<(), StoreError> {
         self.kept().require_mut(id)?.requests.push(request);
         Ok(())
+    }
+
+    async fn requests(&self, id: ExecutionId) -> Result<Vec<Request>, StoreError> {
+        let kept = self.kept();
+        Ok(kept.executions.get(&id).map(|execution| execution.requests.clone()).unwrap_or_default())
     }
 
     async fn withdraw(&self, id: ExecutionId, request: Uuid) -> Result<bool, StoreError> {
@@ -366,6 +371,7 @@ impl Kept {
             parent,
             created_at: checkpoint.created_at,
             cause: checkpoint.cause.clone(),
+            nodes: checkpoint.nodes.clone(),
             label: checkpoint.label.clone(),
             state: checkpoint.state.clone(),
             completed_node_count: checkpoint.completed_node_count,

@@ -281,7 +281,7 @@ mod tests {
         for (words, what) in [(&FILTERS[..], "filter"), (&TESTS[..], "test")] {
             let exists = ENVIRONMENT.compile_expression_owned(format!("word is {what}")).unwrap();
             for word in words {
-                assert!(exists.eval(minijinja::context!(word)).unwrap().is_true(), "{what} {word}");
+                assert!(exists.eval(minijinja::context!(word => *word)).unwrap().is_true(), "{what} {word}");
             }
         }
     }

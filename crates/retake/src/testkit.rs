@@ -1,0 +1,125 @@
+//! What every store must do, as functions that any store can be run against.
+//!
+//! The contract is a list of [`Case`]s; each is a plain async function that panics where a store does not do what the
+//! docs of [`Store`] say. [`run_contract`] runs them all, `histories` makes random histories beside a simple model,
+//! and `checkpoint_storage` does the same for the synchronous face.
+//!
+//! ```
+//! use retake::clock::ManualClock;
+//! use retake::store::{MemoryStore, Store};
+//! use retake::testkit::{self, Harness};
+//! use std::{sync::Arc, time::Duration};
+//!
+//! struct Memory(Arc<ManualClock>, Arc<MemoryStore>);
+//!
+//! #[async_trait::async_trait]
+//! impl Harness for Memory {
+//!     async fn open(&self) -> Arc<dyn Store> {
+//!         self.1.clone()
+//!     }
+//!
+//!     async fn pass(&self, time: Duration) {
+//!         self.0.advance(time);
+//!     }
+//! }
+//!
+//! # tokio::runtime::Builder::new_multi_thread().build().unwrap().block_on(async {
+//! testkit::run_contract(|| {
+//!     let clock = Arc::new(ManualClock::default());
+//!     Memory(clock.clone(), Arc::new(MemoryStore::with_clock(clock)))
+//! })
+//! .await;
+//! # });
+//! ```
+
+mod leasing;
+mod reading;
+mod removing;
+mod trial;
+mod writing;
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::store::Store;
+use trial::Trial;
+
+/// How a case gets at the store that it tries.
+#[async_trait::async_trait]
+pub trait Harness: Send + Sync {
+    /// Returns the store, with everything that was ever committed to it through this harness.
+    ///
+    /// A case calls it between its steps. A store that outlives its process is opened anew each time, so that what
+    /// comes back is what was stored.
+    async fn open(&self) -> Arc<dyn Store>;
+
+    /// Lets time pass for leases.
+    async fn pass(&self, time: Duration);
+}
+
+/// One thing that a store must do.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// What it must do, as a sentence in snake case.
+    pub name: &'static str,
+    run: fn(Trial) -> Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Case {
+    /// Tries the store of `harness`, which must be empty.
+    ///
+    /// # Panics
+    /// Where the store does something else.
+    pub async fn run(&self, harness: Arc<dyn Harness>) {
+        (self.run)(Trial::new(harness)).await;
+    }
+}
+
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Case").field(&self.name).finish()
+    }
+}
+
+/// Lists the functions of a file as cases. One that is not listed is dead code, which the compiler reports.
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        pub(super) const CASES: &[crate::testkit::Case] = &[$(
+            crate::testkit::Case { name: stringify!($name), run: |trial| Box::pin($name(trial)) }
+        ),*];
+    };
+}
+use cases;
+
+/// Returns all that a store must do.
+pub fn contract() -> Vec<Case> {
+    [writing::CASES, reading::CASES, leasing::CASES, removing::CASES].concat()
+}
+
+/// Runs the whole contract, each case on an empty store of its own. Needs tokio's multi-threaded runtime to be of use:
+/// some cases write from many tasks at once.
+///
+/// # Panics
+/// With the names of the cases that failed, after all have run.
+pub async fn run_contract<H: Harness + 'static>(empty: impl Fn() -> H) {
+    let mut failed = Vec::new();
+    for case in contract() {
+        let harness: Arc<dyn Harness> = Arc::new(empty());
+        if let Err(failure) = tokio::spawn(async move { case.run(harness).await }).await {
+            failed.push(format!("{}: {}", case.name, why(failure)));
+        }
+    }
+    assert!(failed.is_empty(), "{} cases failed:\n{}", failed.len(), failed.join("\n"));
+}
+
+fn why(failure: tokio::task::JoinError) -> String {
+    let name = failure.to_string();
+    let Ok(panic) = failure.try_into_panic() else { return name };
+    match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {
+        (Some(text), _) => text.clone(),
+        (None, Some(text)) => (*text).to_owned(),
+        (None, None) => name,
+    }
+}
