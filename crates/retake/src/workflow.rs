@@ -1,6 +1,28 @@
 //! Workflows: their definition, graph, file format, builder and expressions.
 //!
 //! Everything here is pure: nothing reads a file, a clock or the environment.
+//!
+//! # Expressions
+//! `${{ … }}` may stand in every text; inside is one Jinja expression (minijinja) over these names:
+//!
+//! | name | is |
+//! | --- | --- |
+//! | `inputs.X` | what the execution was given |
+//! | `vars.X` | a variable; some node must write it, or `vars` start with it |
+//! | `nodes.ID.output` | what a node gave; null if it failed or was skipped |
+//! | `nodes.ID.status` | `success`, `failure`, `skipped` or `pending` |
+//! | `nodes.ID.error` | why it failed, or null |
+//! | `secrets.X` | a secret; not in `vars`, `set` or `approval`, which are saved |
+//! | `execution.id`, `execution.name` | the execution |
+//!
+//! A text that is one expression keeps the expression's type. In any other text values stand as they are if they are
+//! text, and as JSON if not (null is `null`). What is undefined is an error, never a text. `$${{` is a literal `${{`.
+//! The filter `quote` makes one word for a shell of anything: `run: grep ${{ inputs.topic | quote }} notes.txt`.
+//!
+//! # Dependencies
+//! A node waits for those it `needs`, for those whose `nodes.ID` it mentions, and for those that write a variable it
+//! mentions, by `set` or `into`. A node that reads what it writes sees what was there before. Names that an expression
+//! computes (`vars[name]`), and all of `vars` or `nodes` at once, tie nothing: say `needs`.
 
 mod builder;
 mod check;
@@ -14,7 +36,7 @@ mod source;
 mod suggestion;
 
 pub use builder::Builder;
-pub use check::{NAME_BYTES_MAX, NODES_MAX};
+pub use check::{NAME_BYTES_MAX, NODES_MAX, PROBLEMS_MAX};
 pub use definition::{
     Approval, Call, Definition, Effect, Http, InputError, InputSpec, InputType, Llm, MAX_PARALLEL_DEFAULT,
     Method, Node, NodeKind, OnError, Price, Retry, Run, StoredDefinitionError, Wait,

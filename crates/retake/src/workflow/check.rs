@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::definition::{Definition, Node, NodeKind, Retry};
+use super::definition::{Definition, Node, NodeKind};
 use super::error::{Finding, Path};
 use super::expression::{ExpressionError, Field, Mention, Template};
 use super::graph::{Because, GraphError, Links};
@@ -18,6 +18,9 @@ use crate::execution::Subject;
 
 /// How many nodes a workflow may have.
 pub const NODES_MAX: usize = 10_000;
+
+/// How many problems are reported at once.
+pub const PROBLEMS_MAX: usize = 50;
 
 /// How long a name may be, in bytes.
 pub const NAME_BYTES_MAX: usize = 100;
@@ -92,7 +95,14 @@ enum Place {
 
 impl Check<'_> {
     fn report(&mut self, finding: Finding) {
-        self.findings.push(finding);
+        if !self.is_full() {
+            self.findings.push(finding);
+        }
+    }
+
+    /// Tells whether enough was found, so that a file of nothing but mistakes does not take long.
+    fn is_full(&self) -> bool {
+        self.findings.len() == PROBLEMS_MAX
     }
 
     fn head(&mut self) {
@@ -106,7 +116,7 @@ impl Check<'_> {
         }
         for (name, input) in &definition.inputs {
             let path = Path::of(["inputs", name]);
-            self.variable_name("an input", name, &path);
+            self.variable_name("an input", name, &path, Finding::at_key);
             if let Some(default) = &input.default
                 && !input.kind.accepts(default)
             {
@@ -116,7 +126,7 @@ impl Check<'_> {
         }
         for (name, value) in &definition.vars {
             let path = Path::of(["vars", name]);
-            self.variable_name("a variable", name, &path);
+            self.variable_name("a variable", name, &path, Finding::at_key);
             self.value(value, &path, Place::Start, &mut Links::default());
         }
         self.checkpoints();
@@ -169,7 +179,7 @@ impl Check<'_> {
         let mut links =
             Links { needs: node.needs.clone(), writes: written(node).cloned().collect(), ..Links::default() };
         if !is_name(id, |first| first.is_ascii_lowercase(), |rest| !rest.is_ascii_uppercase()) {
-            let message = format!("`{}` is no id of a node", shortened(id));
+            let message = format!("`{}` is no id of a node", suggestion::shortened(id));
             let help = "an id is a lower-case letter, then lower-case letters, digits and `_`; 100 at most";
             self.report(Finding::new(path.clone(), message).at_key().help(help));
         }
@@ -179,7 +189,7 @@ impl Check<'_> {
             self.template(Template::condition(condition), &path.key("if"), Place::Condition, &mut links);
         }
         if let Some(into) = &node.into {
-            self.variable_name("a variable", into, &path.key("into"));
+            self.variable_name("a variable", into, &path.key("into"), std::convert::identity);
         }
         if node.timeout.is_some_and(|timeout| timeout.is_zero()) {
             self.report(Finding::new(
@@ -191,10 +201,6 @@ impl Check<'_> {
             let message = "`factor` is 1 or more: waits grow";
             self.report(Finding::new(path.key("retry").key("factor"), message));
         }
-        if node.retry.max == 0 && node.retry != Retry::default() {
-            let finding = Finding::new(path.key("retry"), "this says how fast to retry, and not how often");
-            self.report(finding.help("set `max` to the number of retries"));
-        }
         if let Some(compensate) = &node.compensate {
             self.compensate(id, compensate, &path.key("compensate"), &mut links);
         }
@@ -203,8 +209,8 @@ impl Check<'_> {
 
     fn needs(&mut self, needs: &BTreeSet<String>, path: &Path) {
         for needed in needs {
-            if !self.definition.nodes.contains_key(needed) {
-                let message = format!("unknown node `{}` in needs", shortened(needed));
+            if !self.is_full() && !self.definition.nodes.contains_key(needed) {
+                let message = format!("unknown node `{}` in needs", suggestion::shortened(needed));
                 let help = suggestion::among(needed, self.definition.nodes.keys().map(String::as_str));
                 let finding = Finding::new(path.key("needs").key(needed), message);
                 self.report(finding.help(help));
@@ -259,6 +265,9 @@ impl Check<'_> {
         match template {
             Ok(template) => {
                 for mention in template.mentions() {
+                    if self.is_full() {
+                        return;
+                    }
                     self.mention(mention, path, place, links);
                 }
             }
@@ -274,7 +283,10 @@ impl Check<'_> {
     fn mention(&mut self, mention: &Mention, path: &Path, place: Place, links: &mut Links) {
         let definition = self.definition;
         let unknown = |what: &str, name: &str, known: Vec<&str>| {
-            Some((format!("unknown {what} `{}`", shortened(name)), suggestion::among(name, known)))
+            Some((
+                format!("unknown {what} `{}`", suggestion::shortened(name)),
+                suggestion::among(name, known),
+            ))
         };
         let wrong = match &mention.subject {
             Subject::Input(name) if !definition.inputs.contains_key(name) => {
@@ -313,11 +325,12 @@ impl Check<'_> {
         }
     }
 
-    fn variable_name(&mut self, what: &str, name: &str, path: &Path) {
+    /// Refuses what is no name: `place` makes the finding point at the key, or at the value.
+    fn variable_name(&mut self, what: &str, name: &str, path: &Path, place: fn(Finding) -> Finding) {
         if !is_name(name, |first| first.is_ascii_alphabetic() || first == b'_', |_| true) {
-            let message = format!("`{}` is no name for {what}", shortened(name));
+            let message = format!("`{}` is no name for {what}", suggestion::shortened(name));
             let help = "a name is a letter or `_`, then letters, digits and `_` (ASCII); 100 at most";
-            self.report(Finding::new(path.clone(), message).at_key().help(help));
+            self.report(place(Finding::new(path.clone(), message).help(help)));
         }
     }
 }
@@ -327,13 +340,4 @@ fn is_name(name: &str, first: impl Fn(u8) -> bool, rest: impl Fn(u8) -> bool) ->
     let Some((head, tail)) = bytes.split_first() else { return false };
     let word = |byte: &u8| (byte.is_ascii_alphanumeric() || *byte == b'_') && rest(*byte);
     bytes.len() <= NAME_BYTES_MAX && first(*head) && tail.iter().all(word)
-}
-
-/// Returns the start of a name that may be a whole file.
-fn shortened(name: &str) -> String {
-    const CHARS_MAX: usize = 40;
-    match name.char_indices().nth(CHARS_MAX) {
-        Some((end, _)) => format!("{}…", &name[..end]),
-        None => name.to_owned(),
-    }
 }

@@ -116,22 +116,45 @@ impl OnError {
 /// The wait before retry `n` (from 1) is `base * factor^(n - 1)`, at most `max_delay`; with `jitter`, a random part
 /// of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Retry {
     /// Attempts after the first.
     pub max: u32,
-    /// The wait before the first retry.
-    #[serde(with = "duration")]
+    /// The wait before the first retry: 1 s where it is not said.
+    #[serde(with = "duration", default = "retry_default::base")]
     #[schemars(with = "String")]
     pub base: Duration,
-    /// The longest wait.
-    #[serde(with = "duration")]
+    /// The longest wait: 1 minute where it is not said.
+    #[serde(with = "duration", default = "retry_default::max_delay")]
     #[schemars(with = "String")]
     pub max_delay: Duration,
-    /// By what the wait grows.
+    /// By what the wait grows: 2 where it is not said.
+    #[serde(default = "retry_default::factor")]
     pub factor: f64,
-    /// Whether waits are randomly shortened, so that nodes that failed together do not return together.
+    /// Whether waits are randomly shortened, so that nodes that failed together do not return together. They are
+    /// where it is not said.
+    #[serde(default = "retry_default::jitter")]
     pub jitter: bool,
+}
+
+mod retry_default {
+    use std::time::Duration;
+
+    pub(super) fn base() -> Duration {
+        Duration::from_secs(1)
+    }
+
+    pub(super) fn max_delay() -> Duration {
+        Duration::from_secs(60)
+    }
+
+    pub(super) fn factor() -> f64 {
+        2.0
+    }
+
+    pub(super) fn jitter() -> bool {
+        true
+    }
 }
 
 impl Default for Retry {
@@ -139,10 +162,10 @@ impl Default for Retry {
     fn default() -> Self {
         Self {
             max: 0,
-            base: Duration::from_secs(1),
-            max_delay: Duration::from_secs(60),
-            factor: 2.0,
-            jitter: true,
+            base: retry_default::base(),
+            max_delay: retry_default::max_delay(),
+            factor: retry_default::factor(),
+            jitter: retry_default::jitter(),
         }
     }
 }

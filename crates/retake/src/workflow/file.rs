@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use short::{Condition, LongNode, OneOrMany, Short};
 
+use super::check::PROBLEMS_MAX;
 use super::definition::{
     Approval, Call, Definition, Effect, Http, InputSpec, Llm, MAX_PARALLEL_DEFAULT, Node, NodeKind, OnError,
     Retry, Run, Wait,
@@ -165,6 +166,7 @@ pub(super) fn decode(value: Value) -> Result<Definition, Vec<Finding>> {
         }
     }
     if !findings.is_empty() {
+        findings.truncate(PROBLEMS_MAX);
         return Err(findings);
     }
     Ok(Definition {
@@ -176,6 +178,9 @@ pub(super) fn decode(value: Value) -> Result<Definition, Vec<Finding>> {
         nodes,
     })
 }
+
+/// How long the description of a wrong value may be: it may quote all of it.
+const MESSAGE_CHARS_MAX: usize = 300;
 
 /// Returns what a value of the wrong shape is, and what was expected.
 fn misshapen(error: &serde_path_to_error::Error<serde_json::Error>) -> Finding {
@@ -190,16 +195,21 @@ fn misshapen(error: &serde_path_to_error::Error<serde_json::Error>) -> Finding {
             serde_path_to_error::Segment::Unknown => {}
         }
     }
-    let message = error.inner().to_string();
+    let mut message = error.inner().to_string();
     // serde says: unknown field `x`, expected one of `a`, `b`
     let unknown =
         ["unknown field `", "unknown variant `"].iter().find_map(|start| message.strip_prefix(start));
     let Some((word, expected)) = unknown.and_then(|rest| rest.split_once("`, ")) else {
+        if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
+            message.truncate(end);
+            message.push('…');
+        }
         return Finding::new(path, message);
     };
     let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
     let what = if message.starts_with("unknown field") { "key" } else { "value" };
-    let finding = Finding::new(path, format!("unknown {what} `{word}`")).help(suggestion::among(word, known));
+    let finding = Finding::new(path, format!("unknown {what} `{}`", suggestion::shortened(word)))
+        .help(suggestion::among(word, known));
     if what == "key" { finding.at_key() } else { finding }
 }
 

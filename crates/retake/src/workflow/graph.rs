@@ -256,3 +256,69 @@ fn cycle(edges: &Edges<'_>, waiting: &[usize], names: &[&str]) -> Vec<(String, B
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn needing(nodes: &[(&str, &[&str])]) -> BTreeMap<String, Links> {
+        let needs = |needs: &[&str]| needs.iter().map(|need| (*need).to_owned()).collect();
+        nodes
+            .iter()
+            .map(|(name, needed)| ((*name).to_owned(), Links { needs: needs(needed), ..Links::default() }))
+            .collect()
+    }
+
+    fn order_of(graph: &Graph) -> Vec<&str> {
+        graph.nodes().map(|node| graph.name(node)).collect()
+    }
+
+    #[test]
+    fn nodes_come_after_those_they_need_and_ties_go_by_name() {
+        let graph =
+            Graph::new(&needing(&[("d", &["a"]), ("c", &[]), ("b", &["d", "c"]), ("a", &[])])).unwrap();
+        assert_eq!(order_of(&graph), ["a", "c", "d", "b"]);
+        assert_eq!(graph.dependencies(3), [1, 2]);
+        assert_eq!(graph.dependents(0), [2]);
+        assert_eq!(graph.id(0), node_id("a"));
+    }
+
+    #[test]
+    fn a_cycle_is_found_behind_nodes_that_only_wait_for_it() {
+        let links =
+            needing(&[("a", &["b"]), ("b", &["y"]), ("x", &["y"]), ("y", &["z"]), ("z", &["x"]), ("n", &[])]);
+        let Err(GraphError::Cycle(cycle)) = Graph::new(&links) else { panic!("there is a cycle") };
+        let names: Vec<_> = cycle.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["x", "y", "z"]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_graph_has_an_order_or_a_real_cycle(edges in proptest::collection::btree_set((0..12_u8, 0..12_u8), 0..30)) {
+            let name = |node: u8| format!("n{node:02}");
+            let mut links: BTreeMap<String, Links> = (0..12).map(|node| (name(node), Links::default())).collect();
+            for (from, to) in &edges {
+                links.get_mut(&name(*from)).unwrap().needs.insert(name(*to));
+            }
+            match Graph::new(&links) {
+                Ok(graph) => {
+                    for node in graph.nodes() {
+                        prop_assert!(graph.dependencies(node).iter().all(|dependency| *dependency < node));
+                        let needed: BTreeSet<_> =
+                            graph.dependencies(node).iter().map(|node| graph.name(*node).to_owned()).collect();
+                        prop_assert_eq!(&needed, &links[graph.name(node)].needs);
+                    }
+                }
+                Err(GraphError::Cycle(cycle)) => {
+                    for (at, (name, _)) in cycle.iter().enumerate() {
+                        let next = &cycle[(at + 1) % cycle.len()].0;
+                        prop_assert!(links[name].needs.contains(next), "{} does not need {}", name, next);
+                    }
+                }
+                Err(GraphError::TooManyDependencies) => prop_assert!(false, "30 edges are not too many"),
+            }
+        }
+    }
+}

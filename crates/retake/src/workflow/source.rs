@@ -13,6 +13,7 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::error::{Finding, Path, Place, Step};
+use super::suggestion;
 
 /// How large a file may be.
 pub const FILE_BYTES_MAX: usize = 1024 * 1024;
@@ -60,6 +61,10 @@ pub(super) struct SourceError {
 impl SourceError {
     fn new(at: Range<usize>, message: impl Into<String>) -> Self {
         Self { at, message: message.into(), help: None }
+    }
+
+    fn too_deep(at: Range<usize>) -> Self {
+        Self::new(at, format!("lists and maps are nested more than {DEPTH_MAX} deep"))
     }
 
     fn help(mut self, help: impl Into<String>) -> Self {
@@ -228,10 +233,7 @@ impl Assembly {
 
     fn open(&mut self, at: Range<usize>, open: Open) -> Result<(), SourceError> {
         if self.open.len() == DEPTH_MAX {
-            return Err(SourceError::new(
-                at,
-                format!("lists and maps are nested more than {DEPTH_MAX} deep"),
-            ));
+            return Err(SourceError::too_deep(at));
         }
         if self.wants_key() {
             return Err(SourceError::new(at, "a list or map cannot be a key: keys are text"));
@@ -291,9 +293,11 @@ impl Assembly {
         let Some((key, at)) = &map.key else { return Ok(()) };
         let Some(&first) = map.keys.get(key) else { return Ok(()) };
         let first = place(text, map.entries[first].key_at.clone());
-        let shown: String = key.chars().take(40).collect();
-        Err(SourceError::new(at.clone(), format!("the key `{shown}` stands here twice"))
-            .help(format!("it stands first in line {}, column {}", first.line, first.column)))
+        Err(SourceError::new(
+            at.clone(),
+            format!("the key `{}` stands here twice", suggestion::shortened(key)),
+        )
+        .help(format!("it stands first in line {}, column {}", first.line, first.column)))
     }
 
     fn finish(self, end: usize) -> Result<Marked, SourceError> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::{Check, Finding, Links, Path, Place};
 use crate::workflow::definition::{Http, Llm, NodeKind, Price, Run, Wait};
 use crate::workflow::duration::parse_duration;
+use crate::workflow::suggestion;
 
 impl Check<'_> {
     /// Checks what a node, or a compensation, is told. `path` leads to what holds the kind's name.
@@ -19,7 +20,7 @@ impl Check<'_> {
                     self.report(Finding::new(path.clone(), "`set` names no variable"));
                 }
                 for (name, value) in variables {
-                    self.variable_name("a variable", name, &path.key(name));
+                    self.variable_name("a variable", name, &path.key(name), Finding::at_key);
                     self.value(value, &path.key(name), Place::Saved, links);
                 }
             }
@@ -116,7 +117,7 @@ impl Check<'_> {
                 |text: &str| (1..=9).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
             if !digits(whole) || !digits(fraction) {
                 let finding =
-                    Finding::new(path.key(name), format!("`{}` is no price", super::shortened(price)));
+                    Finding::new(path.key(name), format!("`{}` is no price", suggestion::shortened(price)));
                 self.report(finding.help("write US dollars for a million tokens, such as \"2.50\""));
             }
         }
@@ -131,7 +132,7 @@ impl Check<'_> {
                 let problem = chrono::DateTime::parse_from_rfc3339(text).err().map(|_| {
                     format!(
                         "`{}` is no moment: write one such as `2026-01-31T12:00:00Z`",
-                        super::shortened(text)
+                        suggestion::shortened(text)
                     )
                 });
                 (text, path.key("until"), problem)

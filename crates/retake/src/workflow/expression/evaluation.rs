@@ -140,7 +140,8 @@ impl Object for Names {
             "secrets" => Root::Secrets,
             "execution" => {
                 let id = self.0.scope.execution_id().to_string();
-                return Some([("id", id), ("name", self.0.scope.execution_name())].into_iter().collect());
+                let name = self.0.scope.execution_name();
+                return Some(minijinja::Value::from_pairs([("id", id), ("name", name)]));
             }
             _ => return None,
         };

@@ -83,15 +83,21 @@ pub(super) fn syntax_error(error: &minijinja::Error, source: &str, offset: usize
 /// Tells whether the expression is exactly `root.name`, or `nodes.name.field`.
 fn is_name(expression: &ast::Expr<'_>) -> bool {
     let Some(path) = path(expression) else { return false };
-    match path.as_slice() {
+    match path.names.as_slice() {
         ["nodes", _, _] => true,
         [root, _] => *root != "nodes",
         _ => false,
     }
 }
 
-/// Returns `a.b["c"]` as its names, or `None` where a name is computed or the start is no variable.
-fn path<'e>(expression: &'e ast::Expr<'e>) -> Option<Vec<&'e str>> {
+/// `a.b["c"]`, as its names.
+struct NamePath<'e> {
+    names: Vec<&'e str>,
+    start: usize,
+}
+
+/// Returns the names that an expression is, or `None` where a name is computed or the start is no variable.
+fn path<'e>(expression: &'e ast::Expr<'e>) -> Option<NamePath<'e>> {
     let mut names = Vec::new();
     let mut at = expression;
     loop {
@@ -99,7 +105,7 @@ fn path<'e>(expression: &'e ast::Expr<'e>) -> Option<Vec<&'e str>> {
             ast::Expr::Var(variable) => {
                 names.push(variable.id);
                 names.reverse();
-                return Some(names);
+                return Some(NamePath { names, start: variable.span().start_offset as usize });
             }
             ast::Expr::GetAttr(attribute) => {
                 names.push(attribute.name);
@@ -203,8 +209,10 @@ impl Finder<'_> {
     }
 
     fn mention(&mut self, expression: &ast::Expr<'_>) -> Result<(), ExpressionError> {
-        let names = path(expression).expect("the caller found a path");
-        let at = self.span(expression);
+        let NamePath { names, start } = path(expression).expect("the caller found a path");
+        // The span of a longer path begins at its last part.
+        let end = self.span(expression).end;
+        let at = (self.offset + start).min(end)..end;
         let subject = match names.as_slice() {
             ["inputs", name, ..] => (Subject::Input((*name).to_owned()), Some(Field::Output)),
             ["vars", name, ..] => (Subject::Variable((*name).to_owned()), Some(Field::Output)),

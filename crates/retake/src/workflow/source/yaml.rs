@@ -79,6 +79,10 @@ fn plain(anchor: usize, tagged: bool, at: &Range<usize>) -> Result<(), SourceErr
 
 fn refused(text: &str, offsets: &Offsets, marker: Marker, info: &str) -> SourceError {
     let at = offsets.byte(marker.index());
+    // The scanner has a bound of its own, which it meets before it tells of the first bracket.
+    if info == "recursion limit exceeded" {
+        return SourceError::too_deep(at..at);
+    }
     let next = text.get(at..).and_then(|rest| rest.chars().next());
     let error =
         SourceError::new(at..at + next.map_or(0, char::len_utf8), format!("this is not YAML: {info}"));
