@@ -36,8 +36,8 @@ use crate::execution::{
     ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult, Subject,
 };
 use crate::store::{
-    Cause, Commit, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, NewOperation, Store, StoreError,
-    StoreExt, delta,
+    Cause, Commit, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, NewOperation, Seq, Store,
+    StoreError, StoreExt, delta,
 };
 use crate::workflow::{Definition, Effect, Field, NodeKind, OnError, Root, Scope, Workflow, evaluate_json};
 use held::Held;
@@ -94,6 +94,14 @@ pub struct Resume {
     pub operation: Option<NewOperation>,
     /// Nodes with an effect outside that were interrupted, and are to be run again under the same idempotency key.
     pub again: Vec<String>,
+}
+
+/// An execution that was set running.
+struct Resumed {
+    workflow: Arc<Workflow>,
+    name: Arc<str>,
+    ctx: ExecutionContext,
+    head: Seq,
 }
 
 impl Engine {
@@ -160,7 +168,25 @@ impl Engine {
     /// and [`Resume::again`] does not name it.
     pub async fn resume(&self, id: ExecutionId, resume: Resume) -> Result<Run, EngineError> {
         self.store.require(id).await?;
-        let held = Held::take(&self.store, id).await?;
+        let mut held = Held::take(&self.store, id).await?;
+        match self.set_running(&held, id, resume).await {
+            Ok(Resumed { workflow, name, ctx, head }) => {
+                let masks = Arc::new(Masks::default());
+                Run::new(self.clone(), Opened { held, workflow, name, ctx, head, masks })
+            }
+            Err(error) => {
+                held.release().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn set_running(
+        &self,
+        held: &Held,
+        id: ExecutionId,
+        resume: Resume,
+    ) -> Result<Resumed, EngineError> {
         let record = self.store.require(id).await?;
         let workflow = Arc::new(self.workflow_of(&record).await?);
         self.check_handlers(&workflow)?;
@@ -175,14 +201,14 @@ impl Engine {
                 ctx.state = ExecutionState::Running;
                 ctx.completed_at = None;
                 forget_failures(&workflow, &mut ctx);
-                let checkpoint = self.checkpoint_of(&saved, &ctx, Cause::Resume, resume.operation)?;
-                let commit =
-                    Commit { execution_id: id, expected_head: head, fence: Some(held.fence()), checkpoint };
+                let mut checkpoint = self.checkpoint_of(&saved, &ctx, Cause::Resume, resume.operation)?;
+                checkpoint.compress = workflow.definition().checkpoints.compress;
+                let fence = Some(held.fence());
+                let commit = Commit { execution_id: id, expected_head: head, fence, checkpoint };
                 head = self.store.commit(commit).await?.seq;
             }
         }
-        let (name, masks) = (record.name.into(), Arc::new(Masks::default()));
-        Run::new(self.clone(), Opened { held, workflow, name, ctx, head, masks })
+        Ok(Resumed { workflow, name: record.name.into(), ctx, head })
     }
 
     /// Returns the workflow that an execution runs.
