@@ -5,6 +5,7 @@
 //! Rollback, undo, edit and fork are commits too, whose parent is another point than the head. Only
 //! [`prune`](Store::prune) and [`delete`](Store::delete) remove.
 
+mod blocking;
 mod delta;
 mod error;
 mod memory;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+pub use blocking::BlockingStore;
 pub use delta::{Delta, Entry, Image, Key, KeyChange, MESSAGE_PACK, Op, Piece};
 pub use error::{Conflict, Source, StoreError};
 pub use memory::MemoryStore;

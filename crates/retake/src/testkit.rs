@@ -1,8 +1,8 @@
 //! What every store must do, as functions that any store can be run against.
 //!
 //! The contract is a list of [`Case`]s; each is a plain async function that panics where a store does not do what the
-//! docs of [`Store`] say. [`run_contract`] runs them all, `histories` makes random histories beside a simple model,
-//! and `checkpoint_storage` does the same for the synchronous face.
+//! docs of [`Store`] say. [`run_contract`] runs them all, [`histories`] makes random histories beside a simple model,
+//! and [`checkpoint_storage`] does the same for the synchronous face.
 //!
 //! ```
 //! use retake::clock::ManualClock;
@@ -32,6 +32,9 @@
 //! # });
 //! ```
 
+pub mod histories;
+
+mod checkpoint_storage;
 mod leasing;
 mod reading;
 mod removing;
@@ -42,6 +45,8 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use checkpoint_storage::checkpoint_storage;
 
 use crate::store::Store;
 use trial::Trial;

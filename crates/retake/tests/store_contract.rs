@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use proptest::prelude::ProptestConfig;
+use proptest::test_runner::TestRunner;
+use retake::checkpoint::InMemoryCheckpointStorage;
 use retake::clock::ManualClock;
-use retake::store::{MemoryStore, Store};
-use retake::testkit::{self, Harness};
+use retake::store::{BlockingStore, MemoryStore, Store};
+use retake::testkit::{self, Harness, histories};
 
 /// A memory store is never reopened: it lives in its process.
 struct Memory {
@@ -31,7 +34,45 @@ impl Harness for Memory {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_memory_store_keeps_the_contract() {
-    testkit::run_contract(Memory::new).await;
+/// Runs the contract, random histories, and the contract of the blocking face against one store.
+macro_rules! every_test {
+    ($store:ident, $empty:expr) => {
+        mod $store {
+            use super::*;
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn keeps_the_contract() {
+                testkit::run_contract($empty).await;
+            }
+
+            #[test]
+            fn random_histories_read_as_their_model() {
+                run_histories($empty);
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn its_blocking_face_is_a_checkpoint_storage() {
+                let storage = BlockingStore::new($empty().open().await).unwrap();
+                testkit::checkpoint_storage(&storage);
+            }
+        }
+    };
+}
+
+every_test!(memory_store, Memory::new);
+
+fn run_histories<H: Harness>(empty: impl Fn() -> H) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let config = ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() };
+    let mut runner = TestRunner::new(config);
+    let outcome = runner.run(&histories::acts(60), |acts| {
+        runtime.block_on(histories::run_history(&empty(), &acts));
+        Ok(())
+    });
+    outcome.expect("every history reads as its model");
+}
+
+#[test]
+fn the_storage_in_memory_is_a_checkpoint_storage() {
+    testkit::checkpoint_storage(&InMemoryCheckpointStorage::new());
 }

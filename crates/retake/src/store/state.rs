@@ -20,16 +20,20 @@ struct Header {
     completed_at: Option<DateTime<Utc>>,
     state: ExecutionState,
     generation: u64,
+    /// The execution that the state was made by, where that is not the one whose history it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made_by: Option<ExecutionId>,
 }
 
 impl Header {
-    fn of(ctx: &ExecutionContext) -> Self {
+    fn of(ctx: &ExecutionContext, history: ExecutionId) -> Self {
         Self {
             workflow_id: ctx.workflow_id,
             started_at: ctx.started_at,
             completed_at: ctx.completed_at,
             state: ctx.state.clone(),
             generation: ctx.generation,
+            made_by: (ctx.execution_id != history).then_some(ctx.execution_id),
         }
     }
 }
@@ -46,9 +50,31 @@ pub fn delta(
     after: &ExecutionContext,
     writer_of: impl Fn(&str) -> Option<NodeId>,
 ) -> Result<Delta, StoreError> {
+    // No id is part of what is stored, so that a fork's first delta can start from its origin's state.
+    let header_before = before.map(|ctx| Header::of(ctx, ctx.execution_id));
+    changes_between(before, header_before, after, Header::of(after, after.execution_id), writer_of)
+}
+
+/// Returns what changed between two states in the history of an execution that need not have made them; each is given
+/// back with the id of the one that did, by [`context_as_made`].
+pub(super) fn delta_in(
+    history: ExecutionId,
+    before: Option<&ExecutionContext>,
+    after: &ExecutionContext,
+) -> Result<Delta, StoreError> {
+    let header_before = before.map(|ctx| Header::of(ctx, history));
+    changes_between(before, header_before, after, Header::of(after, history), |_| None)
+}
+
+fn changes_between(
+    before: Option<&ExecutionContext>,
+    header_before: Option<Header>,
+    after: &ExecutionContext,
+    header: Header,
+    writer_of: impl Fn(&str) -> Option<NodeId>,
+) -> Result<Delta, StoreError> {
     let mut changes = Vec::new();
-    let header = Header::of(after);
-    if before.map(Header::of).as_ref() != Some(&header) {
+    if header_before.as_ref() != Some(&header) {
         changes.push(set(Key::Header, None, record_piece("the header", &header)?));
     }
     let nothing = Variables::new();
@@ -77,13 +103,7 @@ pub fn delta(
 /// # Errors
 /// [`StoreError::Corrupt`] that names the entry.
 pub fn context(execution_id: ExecutionId, image: &Image) -> Result<ExecutionContext, StoreError> {
-    let header: Header = match image.get(&Key::Header) {
-        Some(entry) => record(&entry_name(execution_id, &Key::Header), entry)?,
-        None => {
-            let record = format!("the state of execution {execution_id}");
-            return Err(StoreError::Corrupt { record, why: "it has no header".to_owned() });
-        }
-    };
+    let header = header(execution_id, image)?;
     let mut ctx = ExecutionContext::with_id(execution_id, header.workflow_id, header.started_at);
     ctx.completed_at = header.completed_at;
     ctx.state = header.state;
@@ -100,6 +120,23 @@ pub fn context(execution_id: ExecutionId, image: &Image) -> Result<ExecutionCont
         }
     }
     Ok(ctx)
+}
+
+/// Returns the context that an image holds, with the id of the execution that made it.
+pub(super) fn context_as_made(history: ExecutionId, image: &Image) -> Result<ExecutionContext, StoreError> {
+    let mut ctx = context(history, image)?;
+    ctx.execution_id = header(history, image)?.made_by.unwrap_or(history);
+    Ok(ctx)
+}
+
+fn header(execution_id: ExecutionId, image: &Image) -> Result<Header, StoreError> {
+    match image.get(&Key::Header) {
+        Some(entry) => record(&entry_name(execution_id, &Key::Header), entry),
+        None => {
+            let record = format!("the state of execution {execution_id}");
+            Err(StoreError::Corrupt { record, why: "it has no header".to_owned() })
+        }
+    }
 }
 
 fn variables(

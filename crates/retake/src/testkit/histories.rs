@@ -1,0 +1,319 @@
+//! Random histories beside a model: a list of whole states for each execution, which no store is.
+//!
+//! ```
+//! use retake::testkit::histories::acts;
+//! use proptest::strategy::{Strategy, ValueTree};
+//! use proptest::test_runner::TestRunner;
+//!
+//! let history = acts(20).new_tree(&mut TestRunner::deterministic()).unwrap().current();
+//! assert!(history.len() <= 20);
+//! // With a harness of the store: run_history(&harness, &history).await
+//! ```
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use proptest::collection::vec;
+use proptest::prelude::{Just, Strategy, any, prop_oneof};
+use serde_json::Value;
+
+use super::Harness;
+use super::trial::{WORKFLOW, history};
+use crate::clock::{Clock, ManualClock};
+use crate::execution::{ExecutionContext, ExecutionId, ExecutionResult, NodeExecutionResult, NodeId};
+use crate::store::{
+    self, Cause, Commit, Delta, NewCheckpoint, NewExecution, Origin, Seq, Store, StoreError, StoreExt,
+};
+
+/// How many variables and nodes the acts choose from: few, so that they meet.
+const NAMES: usize = 5;
+
+/// One step of a random history. Points are chosen modulo the points there are.
+#[derive(Debug, Clone)]
+pub enum Act {
+    /// Sets a variable in the state that is to be committed.
+    Set(usize, Value),
+    /// Removes a variable from it.
+    Remove(usize),
+    /// Appends to a variable, where it can be appended to.
+    Append(usize, Value),
+    /// Records a node's output.
+    Node(usize, Value),
+    /// Commits the state.
+    Commit {
+        /// Whether under a label.
+        labelled: bool,
+    },
+    /// Makes an older point's state the head.
+    Rollback {
+        /// The point.
+        to: usize,
+    },
+    /// Makes the state that is to be committed follow an older point.
+    Replace {
+        /// The point.
+        after: usize,
+    },
+    /// Prunes.
+    Prune {
+        /// How many points to keep.
+        keep: usize,
+    },
+    /// Goes on in a fork; the execution that it comes from stays as it is.
+    Fork {
+        /// The point.
+        at: usize,
+    },
+    /// Opens the store anew.
+    Reopen,
+    /// Compacts the store.
+    Compact,
+}
+
+/// Returns random histories of at most `acts_max` acts.
+pub fn acts(acts_max: usize) -> impl Strategy<Value = Vec<Act>> {
+    let point = 0..40_usize;
+    let act = prop_oneof![
+        3 => (0..NAMES, value()).prop_map(|(name, value)| Act::Set(name, value)),
+        1 => (0..NAMES).prop_map(Act::Remove),
+        6 => (0..NAMES, value()).prop_map(|(name, value)| Act::Append(name, value)),
+        2 => (0..NAMES, value()).prop_map(|(name, value)| Act::Node(name, value)),
+        8 => any::<u8>().prop_map(|dice| Act::Commit { labelled: dice < 32 }),
+        2 => point.clone().prop_map(|to| Act::Rollback { to }),
+        1 => point.clone().prop_map(|after| Act::Replace { after }),
+        1 => (0..8_usize).prop_map(|keep| Act::Prune { keep }),
+        1 => point.prop_map(|at| Act::Fork { at }),
+        1 => Just(Act::Reopen),
+        1 => Just(Act::Compact),
+    ];
+    vec(act, 0..=acts_max)
+}
+
+/// Returns random JSON values, a few levels deep.
+pub fn value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        proptest::num::f64::NORMAL.prop_map(Value::from),
+        any::<String>().prop_map(Value::from),
+        "[ -~]{0,300}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..4).prop_map(Value::from),
+            vec((any::<String>(), inner), 0..4)
+                .prop_map(|entries| Value::Object(entries.into_iter().collect())),
+        ]
+    })
+}
+
+/// Plays a history on an empty store, and compares every point of it with the model.
+///
+/// # Panics
+/// Where they differ.
+pub async fn run_history(harness: &dyn Harness, acts: &[Act]) {
+    let mut play = Play::begin(harness).await;
+    for act in acts {
+        play.act(harness, act).await;
+    }
+    play.store = harness.open().await;
+    play.compare().await;
+}
+
+/// A store, and what should be in it.
+struct Play {
+    store: Arc<dyn Store>,
+    clock: ManualClock,
+    /// The last one is being advanced.
+    lines: Vec<Line>,
+    /// The state that is to be committed.
+    next: ExecutionContext,
+}
+
+/// The model of one execution.
+struct Line {
+    id: ExecutionId,
+    /// That of point `@n` stands at n - 1.
+    points: Vec<Modelled>,
+    pruned: BTreeSet<Seq>,
+}
+
+struct Modelled {
+    parent: Option<Seq>,
+    label: Option<String>,
+    state: ExecutionContext,
+}
+
+impl Line {
+    fn head(&self) -> Seq {
+        self.points.len() as u64
+    }
+
+    fn point(&self, chosen: usize) -> (Seq, &Modelled) {
+        let index = chosen % self.points.len();
+        (index as u64 + 1, &self.points[index])
+    }
+
+    /// Returns the points that are there, newest first.
+    fn kept(&self) -> Vec<(Seq, &Modelled)> {
+        let numbered = (1..).zip(&self.points).filter(|(seq, _)| !self.pruned.contains(seq));
+        let mut kept: Vec<_> = numbered.collect();
+        kept.reverse();
+        kept
+    }
+}
+
+impl Play {
+    async fn begin(harness: &dyn Harness) -> Self {
+        let clock = ManualClock::default();
+        let next = ExecutionContext::with_id(clock.new_id(), WORKFLOW, clock.now());
+        let mut play = Self { store: harness.open().await, clock, lines: Vec::new(), next };
+        let first = play.checkpoint(None, &play.next);
+        play.create(None, first).await;
+        play
+    }
+
+    async fn act(&mut self, harness: &dyn Harness, act: &Act) {
+        match act {
+            Act::Set(name, value) => self.next.set_variable(variable(*name), value.clone()),
+            Act::Remove(name) => {
+                self.next.variables.remove(&variable(*name));
+            }
+            Act::Append(name, value) => {
+                // A refused append leaves the state as it was, which the comparison sees.
+                self.next.append(&variable(*name), value.clone()).ok();
+            }
+            Act::Node(name, value) => {
+                let result = ExecutionResult::Success(value.clone());
+                let node = NodeExecutionResult::started(self.clock.now()).completed(result, self.clock.now());
+                self.next.record_node_result(NodeId::from_u128(*name as u128), node);
+            }
+            Act::Commit { labelled } => {
+                let line = self.line();
+                let mut checkpoint =
+                    self.checkpoint(line.points.last().map(|point| &point.state), &self.next);
+                checkpoint.label = labelled.then(|| format!("label {}", line.head()));
+                self.commit(checkpoint, self.next.clone()).await;
+            }
+            Act::Rollback { to } => {
+                let (seq, point) = self.line().point(*to);
+                let state = point.state.clone();
+                let mut checkpoint = self.checkpoint(Some(&state), &state);
+                assert_eq!(checkpoint.delta, Delta::default());
+                checkpoint.parent = Some(seq);
+                self.commit(checkpoint, state).await;
+            }
+            Act::Replace { after } => {
+                let (seq, point) = self.line().point(*after);
+                let mut checkpoint = self.checkpoint(Some(&point.state), &self.next);
+                checkpoint.parent = Some(seq);
+                self.commit(checkpoint, self.next.clone()).await;
+            }
+            Act::Prune { keep } => self.prune(*keep).await,
+            Act::Fork { at } => self.fork(*at).await,
+            Act::Reopen => self.store = harness.open().await,
+            Act::Compact => {
+                self.store.compact().await.expect("compacted");
+                self.compare().await;
+            }
+        }
+    }
+
+    /// Commits on the head, unless the parent has been pruned.
+    async fn commit(&mut self, checkpoint: NewCheckpoint, state: ExecutionContext) {
+        let line = self.line();
+        let (execution_id, expected_head) = (line.id, line.head());
+        let parent = checkpoint.parent.unwrap_or(expected_head);
+        let (pruned, label) = (line.pruned.contains(&parent), checkpoint.label.clone());
+        let result = self.store.commit(Commit { execution_id, expected_head, fence: None, checkpoint }).await;
+        if pruned {
+            assert!(matches!(result, Err(StoreError::Pruned { .. })), "on @{parent}, pruned: {result:?}");
+            return;
+        }
+        assert_eq!(result.expect("committed").seq, expected_head + 1);
+        self.next = state.clone();
+        self.line_mut().points.push(Modelled { parent: Some(parent), label, state });
+    }
+
+    async fn prune(&mut self, keep: usize) {
+        let line = self.line_mut();
+        let surplus = line.kept().into_iter().skip(keep.max(1));
+        let gone: Vec<_> = surplus.filter(|(_, point)| point.label.is_none()).map(|(seq, _)| seq).collect();
+        let (id, expected) = (line.id, gone.len());
+        line.pruned.extend(gone);
+        assert_eq!(self.store.prune(id, keep).await.expect("pruned"), expected);
+    }
+
+    async fn fork(&mut self, at: usize) {
+        let line = self.line();
+        let (seq, point) = line.point(at);
+        if line.pruned.contains(&seq) {
+            return;
+        }
+        let origin = Origin { execution_id: line.id, seq };
+        let before = point.state.clone();
+        self.next = ExecutionContext { execution_id: self.clock.new_id(), ..before.clone() };
+        let first = self.checkpoint(Some(&before), &self.next);
+        self.create(Some(origin), first).await;
+    }
+
+    async fn create(&mut self, origin: Option<Origin>, first: NewCheckpoint) {
+        let id = self.next.execution_id;
+        let (name, workflow_name) = (id.to_string(), "article".to_owned());
+        let definition = Vec::new();
+        let new = NewExecution { id, name, workflow_id: WORKFLOW, workflow_name, definition, origin };
+        self.store.create(new, first).await.expect("created");
+        let first = Modelled { parent: None, label: None, state: self.next.clone() };
+        self.lines.push(Line { id, points: vec![first], pruned: BTreeSet::new() });
+    }
+
+    fn checkpoint(&self, before: Option<&ExecutionContext>, after: &ExecutionContext) -> NewCheckpoint {
+        NewCheckpoint {
+            id: self.clock.new_id(),
+            created_at: self.clock.now(),
+            parent: None,
+            delta: store::delta(before, after, |_| None).expect("a storable state"),
+            state: after.state.clone(),
+            cause: Cause::Manual,
+            label: None,
+            completed_node_count: 0,
+            compress: self.lines.len() % 2 == 1,
+            operation: None,
+            answers: Vec::new(),
+        }
+    }
+
+    async fn compare(&self) {
+        for line in &self.lines {
+            let found = history(&*self.store, line.id).await;
+            let found: Vec<_> = found.iter().map(|r| (r.seq, r.parent, r.label.as_ref())).collect();
+            let kept = line.kept();
+            let expected: Vec<_> =
+                kept.iter().map(|(seq, point)| (*seq, point.parent, point.label.as_ref())).collect();
+            assert_eq!(found, expected);
+            for (seq, point) in kept {
+                let found = self.store.context(line.id, seq).await.expect("a state");
+                assert_eq!(found, point.state, "@{seq} of {}", line.id);
+            }
+            for seq in &line.pruned {
+                let found = self.store.state(line.id, *seq).await;
+                assert!(matches!(found, Err(StoreError::Pruned { .. })), "@{seq}, pruned: {found:?}");
+            }
+        }
+        assert_eq!(self.store.check().await.expect("a report").problems, Vec::<String>::new());
+    }
+
+    fn line(&self) -> &Line {
+        self.lines.last().expect("an execution is created at the beginning")
+    }
+
+    fn line_mut(&mut self) -> &mut Line {
+        self.lines.last_mut().expect("an execution is created at the beginning")
+    }
+}
+
+fn variable(name: usize) -> String {
+    format!("variable {name}")
+}
