@@ -44,7 +44,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// [`Conflict::NameTaken`] and [`Conflict::IdTaken`]; [`StoreError::NoExecution`], [`StoreError::NoPoint`] and
-    /// [`StoreError::Pruned`] for the origin.
+    /// [`StoreError::Pruned`] for the origin; [`StoreError::NoPoint`] where the checkpoint names a parent.
     async fn create(&self, new: NewExecution, first: NewCheckpoint) -> Result<CheckpointRecord, StoreError>;
 
     /// Appends a checkpoint and moves the head to it. Returns when it is durable.
@@ -55,7 +55,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`Conflict::HeadMoved`], [`Conflict::Fenced`], [`Conflict::Leased`] (an unfenced commit while somebody holds the
     /// lease), [`Conflict::IdTaken`]; [`StoreError::NoExecution`], [`StoreError::NoPoint`] and [`StoreError::Pruned`]
-    /// for the parent.
+    /// for the parent. A delta that does not fit its parent may be found here, as [`StoreError::Corrupt`], or by whoever
+    /// reads the state.
     async fn commit(&self, commit: Commit) -> Result<CheckpointRecord, StoreError>;
 
     /// Returns an execution's record, or `None` where there is none.
@@ -64,7 +65,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Returns the executions that pass the filter, newest first (by creation, then by id).
     async fn executions(&self, filter: &ExecutionFilter) -> Result<Vec<ExecutionRecord>, StoreError>;
 
-    /// Returns the definition that executions of a workflow were created with, or `None` where there is none.
+    /// Returns the definition that executions of a workflow were created with: the first that was not empty, or `None`
+    /// where there is none.
     async fn workflow(&self, id: WorkflowId) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Returns a page of an execution's history, newest first. Empty for an unknown execution.
@@ -85,7 +87,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn operations(&self, id: ExecutionId) -> Result<Vec<OperationRecord>, StoreError>;
 
     /// Removes all checkpoints but the newest `keep` (at least the head), and those with a label. Returns how many
-    /// went.
+    /// went; 0 for an unknown execution.
     ///
     /// The states of those that stay can be read as before. Space is given back when it is worth the work; at once with
     /// [`compact`](Store::compact).
@@ -102,7 +104,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Takes the exclusive right to advance an execution, for `ttl` unless it is renewed.
     ///
     /// A lease whose time is up can be taken by anybody, and so can one whose process has died, where the store can
-    /// tell. The fence is larger than every fence before it.
+    /// tell. Until somebody does, its holder may still commit and renew. The fence is larger than every fence before it.
     ///
     /// # Errors
     /// [`Conflict::Leased`] while somebody else holds it, [`StoreError::NoExecution`].
@@ -126,7 +128,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Returns what has been asked of whoever holds the lease and not answered yet, oldest first. Only reads.
     async fn requests(&self, id: ExecutionId) -> Result<Vec<Request>, StoreError>;
 
-    /// Takes a request back. Returns false where it has been answered already.
+    /// Takes a request back. Returns false where it has been answered already, or was never asked.
     async fn withdraw(&self, id: ExecutionId, request: Uuid) -> Result<bool, StoreError>;
 
     /// Reads and verifies every record. Damage is reported, not returned as an error.
