@@ -263,6 +263,7 @@ impl Face {
             delta: delta_in(execution_id, before.as_ref().map(|saved| &saved.ctx), &ctx)?,
             state: checkpoint.state.clone(),
             cause: Cause::Save,
+            nodes: Vec::new(),
             label: None,
             completed_node_count: checkpoint.completed_nodes.len() as u64,
             compress: false,

@@ -277,6 +277,7 @@ impl Play {
             delta: store::delta(before, after, |_| None).expect("a storable state"),
             state: after.state.clone(),
             cause: Cause::Manual,
+            nodes: Vec::new(),
             label: None,
             completed_node_count: 0,
             compress: self.lines.len() % 2 == 1,
