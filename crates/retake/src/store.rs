@@ -10,6 +10,8 @@ mod delta;
 mod error;
 mod memory;
 mod record;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod state;
 mod value;
 
@@ -25,6 +27,8 @@ pub use record::{
     Ask, Cause, CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Lease,
     NewCheckpoint, NewExecution, NewOperation, OperationRecord, Origin, Report, Request, Seq,
 };
+#[cfg(feature = "sqlite")]
+pub use sqlite::{FORMAT, Options, SqliteStore, Stats};
 pub use state::{context, delta};
 pub(crate) use value::check as check_value;
 pub use value::{DEPTH_MAX, VALUE_BYTES_MAX, decode, encode, hash};

@@ -1,0 +1,317 @@
+//! The default store: one SQLite file, for one machine.
+//!
+//! ```text
+//! callers --jobs--> writer --commits--> file <--reads-- readers <--reads-- callers
+//!                     ^  `--tasks--> keeper --keyframes, log--^
+//!                     `-----keyframes--'
+//! ```
+//!
+//! One thread writes, and what waits at the same time shares one transaction; readers have their own connections; the
+//! keeper does what no save must wait for. Several processes may have the same file open. Nothing here needs an
+//! asynchronous runtime.
+
+mod body;
+mod chain;
+mod check;
+mod commit;
+mod db;
+mod keeper;
+mod lease;
+mod owner;
+mod prune;
+mod query;
+mod reader;
+mod row;
+mod schema;
+mod writer;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc as blocking};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+pub use schema::FORMAT;
+
+use self::commit::{Encoded, EncodedCommit};
+use self::db::Db;
+use self::keeper::{Keeper, Task};
+use self::owner::Owner;
+use self::schema::Missing;
+use self::writer::{Aftermath, Job, Outstanding, Writer};
+use super::{
+    CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Image, Lease, NewCheckpoint,
+    NewExecution, OperationRecord, Report, Request, Seq, Store, StoreError,
+};
+use crate::checkpoint::CheckpointId;
+use crate::clock::{Clock, SystemClock};
+use crate::execution::{ExecutionId, WorkflowId};
+
+/// How to open a [`SqliteStore`].
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Decides when leases end.
+    pub clock: Arc<dyn Clock>,
+    /// How many reads run at the same time; at least 1.
+    pub readers_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { clock: Arc::new(SystemClock::default()), readers_max: 2 }
+    }
+}
+
+/// How many writes shared how many transactions since the store was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stats {
+    /// Writes that were answered.
+    pub writes: u64,
+    /// Transactions that they took, each one flush of the disk.
+    pub transactions: u64,
+}
+
+/// Keeps histories in one SQLite file, which the `sqlite3` tool can open as well.
+///
+/// Dropping it finishes the writes that wait, and lets go of its leases.
+#[derive(Debug)]
+pub struct SqliteStore {
+    shared: Arc<Shared>,
+    /// Taken only when the store is dropped, as are the other two.
+    writes: Option<mpsc::Sender<Job>>,
+    reads: Option<mpsc::Sender<reader::Read>>,
+    tasks: Option<blocking::SyncSender<Task>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the threads of a store share.
+#[derive(Debug)]
+struct Shared {
+    path: Arc<Path>,
+    clock: Arc<dyn Clock>,
+    owner: Owner,
+    outstanding: Outstanding,
+    writes: AtomicU64,
+    transactions: AtomicU64,
+}
+
+impl Shared {
+    fn count(&self, writes: usize) {
+        self.writes.fetch_add(writes as u64, Ordering::Relaxed);
+        self.transactions.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl SqliteStore {
+    /// Opens the store in a file, which is created with its directory where there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::NotAStore`], [`StoreError::NewerFormat`], and [`StoreError::Io`] where the file cannot be read and
+    /// written. A file that is refused stays as it is.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Self::open_with(path, Options::default())
+    }
+
+    /// Opens the store in a file, as [`open`](Self::open) does, with other options than the defaults.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Self, StoreError> {
+        Self::start(path.as_ref(), options, Missing::Create)
+    }
+
+    /// Opens the store in a file that must be there.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), and [`StoreError::Io`] where there is no file.
+    pub fn open_existing(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Self::start(path.as_ref(), Options::default(), Missing::Refuse)
+    }
+
+    fn start(path: &Path, options: Options, missing: Missing) -> Result<Self, StoreError> {
+        let failed = |action| {
+            let location = path.display().to_string();
+            move |error: std::io::Error| StoreError::Io { location, action, source: Arc::new(error) }
+        };
+        let absolute: Arc<Path> =
+            std::path::absolute(path).map_err(failed("resolving its path"))?.into();
+        let db = schema::prepare(&absolute, missing)?;
+        let owner = Owner::new(options.clock.new_id(), &absolute);
+        let shared = Arc::new(Shared {
+            path: absolute,
+            clock: options.clock,
+            owner,
+            outstanding: Outstanding::default(),
+            writes: AtomicU64::new(0),
+            transactions: AtomicU64::new(0),
+        });
+        let (writes, write_queue) = mpsc::channel(writer::QUEUE_MAX);
+        let (reads, read_queue) = mpsc::channel(reader::QUEUE_MAX);
+        let (tasks, task_queue) = blocking::sync_channel(keeper::TASKS_MAX);
+        let keeper = Keeper { shared: Arc::clone(&shared), tasks: task_queue, writer: writes.downgrade() };
+        let writer = Writer { db, shared: Arc::clone(&shared), queue: write_queue, keeper: tasks.clone() };
+        let read_queue = Arc::new(Mutex::new(read_queue));
+
+        let mut store =
+            Self { shared, writes: Some(writes), reads: Some(reads), tasks: Some(tasks), threads: Vec::new() };
+        let spawned = (|| {
+            store.spawn("retake-writer", || writer.run())?;
+            store.spawn("retake-keeper", || keeper.run())?;
+            for _ in 0..options.readers_max.max(1) {
+                let (shared, queue) = (Arc::clone(&store.shared), Arc::clone(&read_queue));
+                store.spawn("retake-reader", move || reader::run(&shared, &queue))?;
+            }
+            Ok(())
+        })();
+        spawned.map_err(failed("starting its threads"))?;
+        Ok(store)
+    }
+
+    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Returns the file that this store is in.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// Returns how many writes shared how many transactions.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            writes: self.shared.writes.load(Ordering::Relaxed),
+            transactions: self.shared.transactions.load(Ordering::Relaxed),
+        }
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Db, &Shared, &mut Aftermath) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let (work, result) = writer::job(move |db, after| work(db, &shared, after));
+        let queue = self.writes.as_ref().ok_or_else(|| self.closed())?;
+        queue.send(Job::Now(work)).await.map_err(|_| self.closed())?;
+        result.await.map_err(|_| self.closed())?
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Db, &Shared) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let (read, result) = reader::read(move |db| work(db, &shared));
+        let queue = self.reads.as_ref().ok_or_else(|| self.closed())?;
+        queue.send(read).await.map_err(|_| self.closed())?;
+        result.await.map_err(|_| self.closed())?
+    }
+
+    fn closed(&self) -> StoreError {
+        StoreError::Closed { location: self.shared.path.display().to_string() }
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        (self.writes, self.reads, self.tasks) = (None, None, None);
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so; the others still end in order.
+            drop(thread.join());
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for SqliteStore {
+    async fn create(&self, new: NewExecution, first: NewCheckpoint) -> Result<CheckpointRecord, StoreError> {
+        let first = Encoded::new(first)?;
+        self.write(move |db, _, after| commit::create(db, &new, &first, after)).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<CheckpointRecord, StoreError> {
+        let Commit { execution_id, expected_head, fence, checkpoint } = commit;
+        let checkpoint = Encoded::new(checkpoint)?;
+        let encoded = EncodedCommit { execution_id, expected_head, fence, checkpoint };
+        self.write(move |db, shared, after| commit::commit(db, shared, &encoded, after)).await
+    }
+
+    async fn execution(&self, id: ExecutionId) -> Result<Option<ExecutionRecord>, StoreError> {
+        self.read(move |db, shared| query::execution(db, shared, id)).await
+    }
+
+    async fn executions(&self, filter: &ExecutionFilter) -> Result<Vec<ExecutionRecord>, StoreError> {
+        let filter = filter.clone();
+        self.read(move |db, shared| query::executions(db, shared, &filter)).await
+    }
+
+    async fn workflow(&self, id: WorkflowId) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read(move |db, _| query::workflow(db, id)).await
+    }
+
+    async fn history(&self, id: ExecutionId, page: HistoryPage) -> Result<Vec<CheckpointRecord>, StoreError> {
+        self.read(move |db, _| query::history(db, id, page)).await
+    }
+
+    async fn checkpoint(&self, id: CheckpointId) -> Result<Option<CheckpointRecord>, StoreError> {
+        self.read(move |db, _| query::checkpoint(db, id)).await
+    }
+
+    async fn state(&self, id: ExecutionId, seq: Seq) -> Result<Image, StoreError> {
+        self.read(move |db, _| query::state(db, id, seq)).await
+    }
+
+    async fn operations(&self, id: ExecutionId) -> Result<Vec<OperationRecord>, StoreError> {
+        self.read(move |db, _| query::operations(db, id)).await
+    }
+
+    async fn prune(&self, id: ExecutionId, keep: usize) -> Result<usize, StoreError> {
+        self.write(move |db, _, _| prune::prune(db, id, keep)).await
+    }
+
+    async fn delete(&self, id: ExecutionId) -> Result<usize, StoreError> {
+        self.write(move |db, shared, _| prune::delete(db, shared, id)).await
+    }
+
+    async fn lease(&self, id: ExecutionId, ttl: Duration) -> Result<Lease, StoreError> {
+        self.write(move |db, shared, _| lease::lease(db, shared, id, ttl)).await
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<Vec<Request>, StoreError> {
+        let lease = lease.clone();
+        self.write(move |db, shared, _| lease::renew(db, shared, &lease)).await
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
+        let lease = lease.clone();
+        self.write(move |db, _, _| lease::release(db, &lease)).await
+    }
+
+    async fn ask(&self, id: ExecutionId, request: Request) -> Result<(), StoreError> {
+        self.write(move |db, _, _| lease::ask(db, id, &request)).await
+    }
+
+    async fn withdraw(&self, id: ExecutionId, request: Uuid) -> Result<bool, StoreError> {
+        self.write(move |db, _, _| lease::withdraw(db, id, request)).await
+    }
+
+    async fn check(&self) -> Result<Report, StoreError> {
+        self.read(|db, _| Ok(check::check(db))).await
+    }
+
+    async fn compact(&self) -> Result<(), StoreError> {
+        self.write(|db, _, _| prune::compact(db)).await?;
+        let (reply, done) = oneshot::channel();
+        let tasks = self.tasks.as_ref().ok_or_else(|| self.closed())?;
+        match tasks.try_send(Task::CutLog(reply)) {
+            Ok(()) => done.await.map_err(|_| self.closed())?,
+            // The keeper is busy with as much as it can hold; the log is cut when the store is closed.
+            Err(blocking::TrySendError::Full(_)) => Ok(()),
+            Err(blocking::TrySendError::Disconnected(_)) => Err(self.closed()),
+        }
+    }
+}

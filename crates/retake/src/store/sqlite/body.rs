@@ -1,0 +1,100 @@
+//! How the bytes of a delta lie in a row: as they are, or compressed.
+
+use std::io::Read;
+
+use crate::store::StoreError;
+
+/// Compression of what a caller wants small.
+pub(super) const SMALL: i32 = 3;
+
+/// Compression of what is written again now and then.
+pub(super) const FAST: i32 = 1;
+
+/// Largest body that is read: a damaged length must not fill the memory.
+const BODY_BYTES_MAX: u64 = 1 << 30;
+
+/// What is reserved before the first byte is unpacked.
+const RESERVED_MAX: usize = 1 << 20;
+
+const RAW: u8 = 0;
+const ZSTD: u8 = 1;
+
+/// A tag, for compressed bytes their length before, and the bytes.
+#[derive(Debug)]
+pub(super) struct Body {
+    pub(super) bytes: Vec<u8>,
+    pub(super) compressed: bool,
+}
+
+/// Packs bytes, compressed where that is asked for and makes them smaller.
+pub(super) fn pack(raw: &[u8], level: Option<i32>) -> Result<Body, StoreError> {
+    let raw_len = raw.len() as u64;
+    if raw_len > BODY_BYTES_MAX {
+        let why = format!("its change takes {raw_len} bytes, and {BODY_BYTES_MAX} is the most");
+        return Err(StoreError::Unstorable { path: "the checkpoint".to_owned(), why });
+    }
+    // Without memory for the compressor, the bytes are stored as they are.
+    if let Some(small) = level.and_then(|level| zstd::bulk::compress(raw, level).ok())
+        && small.len() + 8 < raw.len()
+    {
+        let bytes = [&[ZSTD], &raw_len.to_le_bytes()[..], &small].concat();
+        return Ok(Body { bytes, compressed: true });
+    }
+    Ok(Body { bytes: [&[RAW], raw].concat(), compressed: false })
+}
+
+/// Unpacks what [`pack`] made. `record` names it in an error.
+pub(super) fn unpack(record: &str, bytes: &[u8]) -> Result<Vec<u8>, StoreError> {
+    let torn = |why: String| StoreError::Corrupt { record: record.to_owned(), why };
+    match bytes.split_first() {
+        Some((&RAW, raw)) => Ok(raw.to_vec()),
+        Some((&ZSTD, rest)) => {
+            let (length, packed) =
+                rest.split_first_chunk().ok_or_else(|| torn("its length is cut off".to_owned()))?;
+            let length = u64::from_le_bytes(*length);
+            if length > BODY_BYTES_MAX {
+                return Err(torn(format!("its length {length} is past {BODY_BYTES_MAX}")));
+            }
+            let reserved = usize::try_from(length).unwrap_or(RESERVED_MAX).min(RESERVED_MAX);
+            let mut raw = Vec::with_capacity(reserved);
+            zstd::stream::read::Decoder::new(packed)
+                .and_then(|decoder| decoder.take(length + 1).read_to_end(&mut raw))
+                .map_err(|error| torn(error.to_string()))?;
+            if raw.len() as u64 == length {
+                Ok(raw)
+            } else {
+                Err(torn(format!("it unpacks to {} bytes, not to {length}", raw.len())))
+            }
+        }
+        Some((tag, _)) => Err(torn(format!("its tag {tag} is not one that this version reads"))),
+        None => Err(torn("it is empty".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_back_and_are_compressed_only_where_that_makes_them_smaller() {
+        let long = b"otter ".repeat(1_000);
+        for (raw, level, compressed) in
+            [(&long[..], Some(SMALL), true), (&long[..], None, false), (&b"otter"[..], Some(SMALL), false)]
+        {
+            let body = pack(raw, level).unwrap();
+            assert_eq!((body.compressed, unpack("a test", &body.bytes).unwrap()), (compressed, raw.to_vec()));
+        }
+    }
+
+    #[test]
+    fn a_wrong_length_is_found_and_a_huge_one_reserves_nothing() {
+        let mut bytes = pack(&b"otter ".repeat(1_000), Some(FAST)).unwrap().bytes;
+        bytes[1] = bytes[1].wrapping_add(1);
+        assert!(unpack("delta 7", &bytes).unwrap_err().to_string().starts_with("delta 7 is damaged: "));
+        bytes[1..9].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(unpack("delta 7", &bytes).unwrap_err().to_string().contains("is past"));
+        assert!(unpack("delta 7", &[ZSTD, 1, 2]).is_err());
+        assert!(unpack("delta 7", &[]).is_err());
+        assert!(unpack("delta 7", &[9]).is_err());
+    }
+}

@@ -1,0 +1,235 @@
+//! States as they lie in the file: deltas, each on its base, and keyframes that hold a whole state now and then.
+//!
+//! ```text
+//! deltas      1 <- 2 <- 3 <- 4 <- 5        the truth
+//!                  ^         ^    `- 7     a rollback to the point of 5, or a fork of it
+//!                  `- 6      |
+//! keyframes                  4             derived; losing one costs time and nothing else
+//! ```
+//!
+//! A base is always older than what builds on it, so no chain of damaged links can run in circles.
+
+use rusqlite::types::ValueRef;
+
+use super::body::{self, Body};
+use super::db::{self, Db};
+use super::row::ExecutionRow;
+use crate::store::{Delta, Image, StoreError};
+
+/// A keyframe is due when the deltas since the last one outweigh it, or this many bytes.
+pub(super) const FLOOR_MIN: i64 = 32 * 1024;
+
+/// What reading a row costs beside the bytes of its body, in bytes.
+pub(super) const ROW_WEIGHT: i64 = 64;
+
+/// A row of `deltas`.
+#[derive(Debug)]
+pub(super) struct DeltaRow {
+    pub(super) base: Option<i64>,
+    pub(super) body: Vec<u8>,
+}
+
+/// What lies between a delta and its nearest keyframe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Reach {
+    /// Bytes to read.
+    pub(super) weight: i64,
+    /// How many there may be before another keyframe is due.
+    pub(super) floor: i64,
+    /// A hash of the rows on the way: equal where they are the same.
+    mark: [u8; 32],
+}
+
+/// A state to be kept whole.
+#[derive(Debug)]
+pub(super) struct Keyframe {
+    delta: i64,
+    size: i64,
+    body: Vec<u8>,
+    /// What it was read from.
+    reach: Reach,
+}
+
+/// Adds a delta. Returns its key.
+pub(super) fn insert(db: &Db, base: Option<i64>, body: &[u8]) -> Result<i64, StoreError> {
+    let key = db.number("SELECT coalesce(max(key), 0) + 1 FROM deltas", [])?.unwrap_or(1);
+    write(db, "INSERT INTO deltas (key, base, body, checksum) VALUES (?1, ?2, ?3, ?4)", key, base, body)?;
+    Ok(key)
+}
+
+/// Replaces a delta by one that does what it and those below it did.
+pub(super) fn replace(db: &Db, key: i64, base: Option<i64>, body: &[u8]) -> Result<(), StoreError> {
+    write(db, "UPDATE deltas SET base = ?2, body = ?3, checksum = ?4 WHERE key = ?1", key, base, body)
+}
+
+fn write(db: &Db, sql: &'static str, key: i64, base: Option<i64>, body: &[u8]) -> Result<(), StoreError> {
+    let values =
+        [ValueRef::Integer(key), base.map_or(ValueRef::Null, ValueRef::Integer), ValueRef::Blob(body)];
+    db.put("deltas", sql, &values)
+}
+
+/// Removes a delta that nothing builds on, and its keyframe.
+pub(super) fn remove(db: &Db, key: i64) -> Result<(), StoreError> {
+    db.run("DELETE FROM keyframes WHERE delta = ?1", [key])?;
+    db.run("DELETE FROM deltas WHERE key = ?1", [key]).map(|_| ())
+}
+
+/// Reads a delta's row, which must be there.
+pub(super) fn row(db: &Db, key: i64) -> Result<DeltaRow, StoreError> {
+    let found = db.first(
+        "SELECT key, base, body, checksum FROM deltas WHERE key = ?1",
+        [key],
+        |_| name(key),
+        |row| {
+            db::verify("deltas", row, 3)?;
+            let base = db::optional_integer(row, 1)?;
+            if base.is_some_and(|base| base >= key) {
+                return Err("it builds on a newer one".to_owned());
+            }
+            Ok(DeltaRow { base, body: db::blob(row, 2)?.to_vec() })
+        },
+    )?;
+    found.ok_or_else(|| missing(key))
+}
+
+/// Returns the state that a delta leads to. Costs the state: keyframes keep the way short.
+pub(super) fn image(db: &Db, delta: i64) -> Result<Image, StoreError> {
+    let mut image = Image::default();
+    let mut way = Vec::new();
+    let mut next = Some(delta);
+    while let Some(key) = next {
+        // A damaged keyframe is passed by: what lies behind it is the truth.
+        if let Ok(Some(keyframe)) = keyframe(db, key) {
+            image.apply(&format!("keyframe {key}"), &keyframe)?;
+            break;
+        }
+        let row = row(db, key)?;
+        next = row.base;
+        way.push((key, row));
+    }
+    for (key, row) in way.iter().rev() {
+        image.apply(&name(*key), &decoded(*key, &row.body)?)?;
+    }
+    Ok(image)
+}
+
+/// Reads the keyframe of a delta, if it has one.
+pub(super) fn keyframe(db: &Db, delta: i64) -> Result<Option<Delta>, StoreError> {
+    let record = || format!("keyframe {delta}");
+    let body = db.first(
+        "SELECT delta, size, body, checksum FROM keyframes WHERE delta = ?1",
+        [delta],
+        |_| record(),
+        |row| {
+            db::verify("keyframes", row, 3)?;
+            Ok(db::blob(row, 2)?.to_vec())
+        },
+    )?;
+    body.map(|body| Delta::decode(&record(), &body::unpack(&record(), &body)?)).transpose()
+}
+
+/// Decodes the body of a delta.
+pub(super) fn decoded(key: i64, body: &[u8]) -> Result<Delta, StoreError> {
+    Delta::decode(&name(key), &body::unpack(&name(key), body)?)
+}
+
+/// Encodes a delta for a row.
+pub(super) fn encoded(delta: &Delta, level: Option<i32>) -> Result<Body, StoreError> {
+    body::pack(&delta.encode(), level)
+}
+
+/// Measures the way from a delta to its nearest keyframe, or to the root, without reading the bodies on it.
+pub(super) fn reach(db: &Db, delta: i64) -> Result<Reach, StoreError> {
+    let mut mark = blake3::Hasher::new();
+    let mut weight = 0;
+    let mut floor = FLOOR_MIN;
+    let mut next = Some(delta);
+    while let Some(key) = next.take() {
+        let size = db.first(
+            "SELECT size, checksum FROM keyframes WHERE delta = ?1",
+            [key],
+            |_| format!("keyframe {key}"),
+            |row| {
+                mark.update(db::blob(row, 1)?);
+                db::integer(row, 0)
+            },
+        )?;
+        if let Some(size) = size {
+            return Ok(Reach { weight, floor: size.max(FLOOR_MIN), mark: mark.finalize().into() });
+        }
+        let (base, length) = db
+            .first(
+                "SELECT base, length(body), checksum FROM deltas WHERE key = ?1",
+                [key],
+                |_| name(key),
+                |row| {
+                    mark.update(&key.to_le_bytes());
+                    mark.update(db::blob(row, 2)?);
+                    Ok((db::optional_integer(row, 0)?, db::integer(row, 1)?))
+                },
+            )?
+            .ok_or_else(|| missing(key))?;
+        match base.filter(|base| *base < key) {
+            Some(base) => {
+                weight += length + ROW_WEIGHT;
+                next = Some(base);
+            }
+            // A root is a whole state, as a keyframe is.
+            None => floor = length.max(FLOOR_MIN),
+        }
+    }
+    Ok(Reach { weight, floor, mark: mark.finalize().into() })
+}
+
+/// Reads the state at the head of an execution as a keyframe, where one is due.
+pub(super) fn due_keyframe(db: &Db, execution: i64) -> Result<Option<Keyframe>, StoreError> {
+    let Some(execution) = ExecutionRow::by_key(db, execution)? else { return Ok(None) };
+    let delta = execution.point(db, execution.record.head)?.delta;
+    let reach = reach(db, delta)?;
+    if reach.weight <= reach.floor {
+        return Ok(None);
+    }
+    let raw = image(db, delta)?.to_delta().encode();
+    let size = i64::try_from(raw.len()).unwrap_or(i64::MAX);
+    let body = body::pack(&raw, Some(body::FAST))?.bytes;
+    Ok(Some(Keyframe { delta, size, body, reach }))
+}
+
+/// Writes a keyframe, unless what it was read from has changed since.
+pub(super) fn insert_keyframe(db: &Db, execution: i64, keyframe: &Keyframe) -> Result<(), StoreError> {
+    let Some(mut execution) = ExecutionRow::by_key(db, execution)? else { return Ok(()) };
+    // A key may belong to another delta by now, where the one it was made for has been removed.
+    match reach(db, keyframe.delta) {
+        Ok(reach) if reach == keyframe.reach => {}
+        Ok(_) | Err(StoreError::Corrupt { .. }) => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let values = [
+        ValueRef::Integer(keyframe.delta),
+        ValueRef::Integer(keyframe.size),
+        ValueRef::Blob(&keyframe.body),
+    ];
+    db.put(
+        "keyframes",
+        "INSERT OR IGNORE INTO keyframes (delta, size, body, checksum) VALUES (?1, ?2, ?3, ?4)",
+        &values,
+    )?;
+    weigh(db, &mut execution)?;
+    execution.update(db)
+}
+
+/// Measures the way to the head's nearest keyframe again.
+pub(super) fn weigh(db: &Db, execution: &mut ExecutionRow) -> Result<(), StoreError> {
+    let reach = reach(db, execution.point(db, execution.record.head)?.delta)?;
+    (execution.weight, execution.floor) = (reach.weight, reach.floor);
+    Ok(())
+}
+
+/// Returns how a delta is called in errors.
+pub(super) fn name(key: i64) -> String {
+    format!("delta {key}")
+}
+
+pub(super) fn missing(key: i64) -> StoreError {
+    StoreError::Corrupt { record: name(key), why: "it is missing".to_owned() }
+}

@@ -1,0 +1,236 @@
+//! Creating an execution, and appending to its history.
+
+use rusqlite::types::ValueRef;
+
+use super::Shared;
+use super::body::{self, Body};
+use super::chain;
+use super::db::{self, Db};
+use super::row::{self, CheckpointRow, ExecutionRow};
+use super::writer::Aftermath;
+use crate::checkpoint::CheckpointId;
+use crate::execution::ExecutionId;
+use crate::store::{
+    CheckpointRecord, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, OperationRecord, Seq, StoreError,
+};
+
+/// A checkpoint whose delta has been encoded, which is not the writer's work.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    checkpoint: NewCheckpoint,
+    /// `None` for an empty delta.
+    body: Option<Body>,
+}
+
+impl Encoded {
+    pub(super) fn new(checkpoint: NewCheckpoint) -> Result<Self, StoreError> {
+        let level = checkpoint.compress.then_some(body::SMALL);
+        let body = if checkpoint.delta.is_empty() {
+            None
+        } else {
+            Some(chain::encoded(&checkpoint.delta, level)?)
+        };
+        Ok(Self { checkpoint, body })
+    }
+}
+
+/// Creates an execution with its first checkpoint.
+pub(super) fn create(
+    db: &Db,
+    new: &NewExecution,
+    first: &Encoded,
+    after: &mut Aftermath,
+) -> Result<CheckpointRecord, StoreError> {
+    if ExecutionRow::by_id(db, new.id)?.is_some() {
+        return Err(Conflict::IdTaken(new.id).into());
+    }
+    if db.number("SELECT key FROM executions WHERE name = ?1", [&new.name])?.is_some() {
+        return Err(Conflict::NameTaken(new.name.clone()).into());
+    }
+    if let Some(seq) = first.checkpoint.parent {
+        return Err(StoreError::NoPoint { execution: new.id, seq, head: 0 });
+    }
+    let base = match new.origin {
+        Some(origin) => Some(ExecutionRow::require(db, origin.execution_id)?.point(db, origin.seq)?.delta),
+        None => None,
+    };
+    if !new.definition.is_empty() {
+        let values = [ValueRef::Blob(new.workflow_id.as_bytes()), ValueRef::Blob(&new.definition)];
+        let sql = "INSERT OR IGNORE INTO workflows (id, definition, checksum) VALUES (?1, ?2, ?3)";
+        db.put("workflows", sql, &values)?;
+    }
+    let mut execution = ExecutionRow {
+        key: db.number("SELECT coalesce(max(key), 0) + 1 FROM executions", [])?.unwrap_or(1),
+        record: ExecutionRecord {
+            id: new.id,
+            name: new.name.clone(),
+            workflow_id: new.workflow_id,
+            workflow_name: new.workflow_name.clone(),
+            state: first.checkpoint.state.clone(),
+            head: 0,
+            created_at: first.checkpoint.created_at,
+            updated_at: first.checkpoint.created_at,
+            origin: new.origin,
+            leased_by: None,
+        },
+        fence: 0,
+        holder: None,
+        weight: 0,
+        floor: chain::FLOOR_MIN,
+        slack: 0,
+        slack_max: chain::FLOOR_MIN,
+    };
+    execution.insert(db)?;
+    if let Some(base) = base {
+        let reach = chain::reach(db, base)?;
+        (execution.weight, execution.floor) = (reach.weight, reach.floor);
+    }
+    append(db, &mut execution, None, base, first, after)
+}
+
+/// A commit whose delta has been encoded.
+#[derive(Debug)]
+pub(super) struct EncodedCommit {
+    pub(super) execution_id: ExecutionId,
+    pub(super) expected_head: Seq,
+    pub(super) fence: Option<u64>,
+    pub(super) checkpoint: Encoded,
+}
+
+/// Appends a checkpoint, where the head and the fence are what the writer thinks.
+pub(super) fn commit(
+    db: &Db,
+    shared: &Shared,
+    commit: &EncodedCommit,
+    after: &mut Aftermath,
+) -> Result<CheckpointRecord, StoreError> {
+    let mut execution = ExecutionRow::require(db, commit.execution_id)?;
+    match commit.fence {
+        Some(ours) => execution.check_fence(ours)?,
+        None => shared.check_free(&execution)?,
+    }
+    let head = execution.record.head;
+    if head != commit.expected_head {
+        let (execution, expected) = (commit.execution_id, commit.expected_head);
+        return Err(Conflict::HeadMoved { execution, expected, found: head }.into());
+    }
+    let parent = commit.checkpoint.checkpoint.parent.unwrap_or(head);
+    let base = execution.point(db, parent)?.delta;
+    if parent != head {
+        let reach = chain::reach(db, base)?;
+        (execution.weight, execution.floor) = (reach.weight, reach.floor);
+    }
+    append(db, &mut execution, Some(parent), Some(base), &commit.checkpoint, after)
+}
+
+/// Appends a checkpoint on a base whose weight the execution's row carries.
+fn append(
+    db: &Db,
+    execution: &mut ExecutionRow,
+    parent: Option<Seq>,
+    base: Option<i64>,
+    encoded: &Encoded,
+    after: &mut Aftermath,
+) -> Result<CheckpointRecord, StoreError> {
+    let Encoded { checkpoint, body } = encoded;
+    if is_taken(db, checkpoint.id)? {
+        return Err(Conflict::IdTaken(checkpoint.id).into());
+    }
+    let empty;
+    let body = match (body, base) {
+        (Some(body), _) => Some(body),
+        // Nothing changed: the point is its parent's state, and shares its row.
+        (None, Some(_)) => None,
+        (None, None) => {
+            empty = chain::encoded(&checkpoint.delta, None)?;
+            Some(&empty)
+        }
+    };
+    let length = body.map_or(0, |body| body.bytes.len());
+    let delta = match (body, base) {
+        (None, Some(base)) => base,
+        (body, base) => {
+            let bytes = body.map_or(&[][..], |body| &body.bytes);
+            weigh(execution, base, length);
+            chain::insert(db, base, bytes)?
+        }
+    };
+    after.bytes += length as u64;
+    let before = execution.record.head;
+    let record = CheckpointRecord {
+        execution_id: execution.record.id,
+        workflow_id: execution.record.workflow_id,
+        seq: before + 1,
+        id: checkpoint.id,
+        parent,
+        created_at: checkpoint.created_at,
+        cause: checkpoint.cause.clone(),
+        label: checkpoint.label.clone(),
+        state: checkpoint.state.clone(),
+        completed_node_count: checkpoint.completed_node_count,
+        size_bytes: length as u64,
+        compressed: body.is_some_and(|body| body.compressed),
+    };
+    CheckpointRow { delta, record: record.clone() }.insert(db, execution.key)?;
+    log(db, execution.key, before, checkpoint, &record)?;
+    for request in &checkpoint.answers {
+        withdraw(db, execution.key, *request)?;
+    }
+    execution.record.head = record.seq;
+    execution.record.state = record.state.clone();
+    execution.record.updated_at = record.created_at;
+    execution.update(db)?;
+    if execution.weight > execution.floor {
+        after.keyframes.push(execution.key);
+    }
+    Ok(record)
+}
+
+/// Counts a delta that is added.
+fn weigh(execution: &mut ExecutionRow, base: Option<i64>, length: usize) {
+    let length = i64::try_from(length).unwrap_or(i64::MAX);
+    if base.is_some() {
+        execution.weight = execution.weight.saturating_add(length).saturating_add(chain::ROW_WEIGHT);
+    } else {
+        // A root is a whole state, as a keyframe is.
+        (execution.weight, execution.floor) = (0, length.max(chain::FLOOR_MIN));
+    }
+}
+
+fn is_taken(db: &Db, id: CheckpointId) -> Result<bool, StoreError> {
+    Ok(db.number("SELECT seq FROM checkpoints WHERE id = ?1", [id.as_bytes()])?.is_some())
+}
+
+fn log(
+    db: &Db,
+    execution: i64,
+    before: Seq,
+    checkpoint: &NewCheckpoint,
+    record: &CheckpointRecord,
+) -> Result<(), StoreError> {
+    let Some(operation) = &checkpoint.operation else { return Ok(()) };
+    let last = db
+        .first(
+            "SELECT coalesce(max(number), 0) FROM operations WHERE execution = ?1",
+            [execution],
+            |_| "the newest operation".to_owned(),
+            |row| db::count(row, 0),
+        )?
+        .unwrap_or(0);
+    let operation = OperationRecord {
+        number: last + 1,
+        at: record.created_at,
+        who: operation.who.clone(),
+        command: operation.command.clone(),
+        cause: record.cause.clone(),
+        before,
+        after: record.seq,
+    };
+    row::insert_operation(db, execution, &operation)
+}
+
+/// Removes a request. Returns false where there is none.
+pub(super) fn withdraw(db: &Db, execution: i64, request: uuid::Uuid) -> Result<bool, StoreError> {
+    let sql = "DELETE FROM requests WHERE id = ?1 AND execution = ?2";
+    Ok(db.run(sql, (request.as_bytes(), execution))? > 0)
+}

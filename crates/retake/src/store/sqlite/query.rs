@@ -1,0 +1,162 @@
+//! Reading records.
+
+use super::Shared;
+use super::chain;
+use super::db::{self, Db};
+use super::row::{self, CheckpointRow, ExecutionRow, checkpoint_columns, execution_columns};
+use crate::checkpoint::CheckpointId;
+use crate::execution::{ExecutionId, WorkflowId};
+use crate::store::{
+    CheckpointRecord, ExecutionFilter, ExecutionRecord, HistoryPage, Image, OperationRecord, Seq, StoreError,
+};
+
+/// Where the hyphens of a UUID stand.
+const HYPHENS: [usize; 4] = [8, 13, 18, 23];
+
+fn seen(shared: &Shared, execution: ExecutionRow) -> ExecutionRecord {
+    let leased_by = shared.holder(&execution).map(|holder| holder.name.clone());
+    ExecutionRecord { leased_by, ..execution.record }
+}
+
+pub(super) fn execution(
+    db: &Db,
+    shared: &Shared,
+    id: ExecutionId,
+) -> Result<Option<ExecutionRecord>, StoreError> {
+    Ok(ExecutionRow::by_id(db, id)?.map(|execution| seen(shared, execution)))
+}
+
+pub(super) fn executions(
+    db: &Db,
+    shared: &Shared,
+    filter: &ExecutionFilter,
+) -> Result<Vec<ExecutionRecord>, StoreError> {
+    let state = filter.state.as_deref();
+    let limit = limit(filter.limit);
+    let rows = match &filter.address {
+        None => db.all(
+            concat!(
+                "SELECT ",
+                execution_columns!(),
+                " FROM executions WHERE ?1 IS NULL OR state_name = ?1 ORDER BY created_at DESC, id DESC LIMIT ?2"
+            ),
+            (state, limit),
+            ExecutionRow::name,
+            ExecutionRow::read,
+        ),
+        Some(address) => {
+            let (least, most) = ids(address).unzip();
+            db.all(
+                concat!(
+                    "SELECT ",
+                    execution_columns!(),
+                    " FROM executions WHERE (name = ?3 OR id BETWEEN ?4 AND ?5) AND (?1 IS NULL OR state_name = ?1) \
+                     ORDER BY created_at DESC, id DESC LIMIT ?2"
+                ),
+                (state, limit, address, least, most),
+                ExecutionRow::name,
+                ExecutionRow::read,
+            )
+        }
+    };
+    Ok(rows?.into_iter().map(|execution| seen(shared, execution)).collect())
+}
+
+/// Returns the least and the greatest id that begins so, if one can.
+fn ids(address: &str) -> Option<([u8; 16], [u8; 16])> {
+    let hyphens: Vec<usize> = address.match_indices('-').map(|(at, _)| at).collect();
+    let is_hyphenated = HYPHENS.iter().filter(|at| **at < address.len()).eq(&hyphens);
+    let digits = address.replace('-', "");
+    let is_hex = digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    if !(hyphens.is_empty() || is_hyphenated) || !is_hex || digits.len() > 32 {
+        return None;
+    }
+    let filled = |fill: &str| {
+        let digits = format!("{digits}{}", fill.repeat(32 - digits.len()));
+        u128::from_str_radix(&digits, 16).ok().map(u128::to_be_bytes)
+    };
+    Some((filled("0")?, filled("f")?))
+}
+
+fn limit(most: Option<usize>) -> i64 {
+    most.and_then(|most| i64::try_from(most).ok()).unwrap_or(-1)
+}
+
+pub(super) fn workflow(db: &Db, id: WorkflowId) -> Result<Option<Vec<u8>>, StoreError> {
+    db.first(
+        "SELECT id, definition, checksum FROM workflows WHERE id = ?1",
+        [id.as_bytes()],
+        |row| format!("workflow {}", db::shown(row, 0)),
+        |row| {
+            db::verify("workflows", row, 2)?;
+            Ok(db::blob(row, 1)?.to_vec())
+        },
+    )
+}
+
+pub(super) fn history(
+    db: &Db,
+    id: ExecutionId,
+    page: HistoryPage,
+) -> Result<Vec<CheckpointRecord>, StoreError> {
+    let Some(execution) = ExecutionRow::by_id(db, id)? else { return Ok(Vec::new()) };
+    let before = page.before.and_then(|before| i64::try_from(before).ok()).unwrap_or(i64::MAX);
+    db.all(
+        concat!(
+            "SELECT ",
+            checkpoint_columns!(),
+            " FROM checkpoints WHERE execution = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3"
+        ),
+        [execution.key, before, limit(page.limit)],
+        |row| CheckpointRow::name(&execution.record, row),
+        |row| CheckpointRow::read(&execution.record, row).map(|point| point.record),
+    )
+}
+
+pub(super) fn checkpoint(db: &Db, id: CheckpointId) -> Result<Option<CheckpointRecord>, StoreError> {
+    let place = db.first(
+        "SELECT execution, seq FROM checkpoints WHERE id = ?1",
+        [id.as_bytes()],
+        |_| format!("checkpoint {id}"),
+        |row| Ok((db::integer(row, 0)?, db::count(row, 1)?)),
+    )?;
+    let Some((key, seq)) = place else { return Ok(None) };
+    let execution = ExecutionRow::by_key(db, key)?.ok_or_else(|| StoreError::Corrupt {
+        record: format!("checkpoint {id}"),
+        why: "its execution is missing".to_owned(),
+    })?;
+    execution.point(db, seq).map(|point| Some(point.record))
+}
+
+pub(super) fn state(db: &Db, id: ExecutionId, seq: Seq) -> Result<Image, StoreError> {
+    let execution = ExecutionRow::require(db, id)?;
+    chain::image(db, execution.point(db, seq)?.delta)
+}
+
+pub(super) fn operations(db: &Db, id: ExecutionId) -> Result<Vec<OperationRecord>, StoreError> {
+    let Some(execution) = ExecutionRow::by_id(db, id)? else { return Ok(Vec::new()) };
+    db.all(
+        "SELECT execution, number, at, who, command, cause, head_before, head_after, checksum FROM operations \
+         WHERE execution = ?1 ORDER BY number DESC",
+        [execution.key],
+        |row| format!("operation {} of execution {id}", db::shown(row, 1)),
+        row::operation,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_beginning_of_an_id_is_a_range_of_ids_with_hyphens_or_without() {
+        let (least, most) = ids("0a-").unzip();
+        assert_eq!((least, most), (None, None));
+        let (least, most) = ids("0198c5a2-7b").unwrap();
+        assert_eq!((least[5], most[5]), (0x00, 0xff));
+        assert_eq!((least[4], most[4]), (0x7b, 0x7b));
+        assert_eq!(ids("0198c5a27b"), Some((least, most)));
+        assert_eq!(ids("brave-otter"), None);
+        assert_eq!(ids(&"0".repeat(33)), None);
+    }
+}

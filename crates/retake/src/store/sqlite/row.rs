@@ -1,0 +1,300 @@
+//! The rows of executions and checkpoints, and of what hangs on them.
+
+use rusqlite::Row;
+use rusqlite::types::ValueRef;
+use uuid::Uuid;
+
+use super::db::{self, Damage, Db};
+use crate::store::{
+    CheckpointRecord, ExecutionRecord, OperationRecord, Origin, Seq, StoreError,
+};
+use crate::execution::ExecutionId;
+
+/// The columns of a row of `executions`, in the order of its checksum.
+macro_rules! execution_columns {
+    () => {
+        "key, id, name, workflow, workflow_name, state, state_name, head, created_at, updated_at, origin_id, \
+         origin_seq, fence, owner, owner_id, lease_until, weight, floor, slack, slack_max, checksum"
+    };
+}
+pub(super) use execution_columns;
+
+/// The columns of a row of `checkpoints`, in the order of its checksum.
+macro_rules! checkpoint_columns {
+    () => {
+        "execution, seq, id, parent, delta, created_at, cause, label, state, completed_nodes, size_bytes, \
+         compressed, checksum"
+    };
+}
+pub(super) use checkpoint_columns;
+
+/// A row of `executions`.
+#[derive(Debug, Clone)]
+pub(super) struct ExecutionRow {
+    pub(super) key: i64,
+    /// Without `leased_by`, which depends on the moment of the look.
+    pub(super) record: ExecutionRecord,
+    /// That of the last lease; 0 where there was none.
+    pub(super) fence: u64,
+    /// The last lease that was not given back.
+    pub(super) holder: Option<Holder>,
+    /// Bytes to be read behind the head's nearest keyframe.
+    pub(super) weight: i64,
+    /// How much `weight` may be before another keyframe is due.
+    pub(super) floor: i64,
+    /// Bytes of deltas that no checkpoint needs by themselves, since they were last squashed.
+    pub(super) slack: i64,
+    /// How much `slack` may be before squashing is due.
+    pub(super) slack_max: i64,
+}
+
+/// Who took a lease, and until when.
+#[derive(Debug, Clone)]
+pub(super) struct Holder {
+    /// As people are told.
+    pub(super) name: String,
+    /// The opened store that took it.
+    pub(super) owner_id: Uuid,
+    /// When it ends, in nanoseconds since 1970.
+    pub(super) until: i64,
+}
+
+/// A row of `checkpoints`.
+#[derive(Debug, Clone)]
+pub(super) struct CheckpointRow {
+    pub(super) delta: i64,
+    pub(super) record: CheckpointRecord,
+}
+
+impl ExecutionRow {
+    pub(super) fn by_id(db: &Db, id: ExecutionId) -> Result<Option<Self>, StoreError> {
+        db.first(
+            concat!("SELECT ", execution_columns!(), " FROM executions WHERE id = ?1"),
+            [id.as_bytes()],
+            Self::name,
+            Self::read,
+        )
+    }
+
+    pub(super) fn by_key(db: &Db, key: i64) -> Result<Option<Self>, StoreError> {
+        db.first(
+            concat!("SELECT ", execution_columns!(), " FROM executions WHERE key = ?1"),
+            [key],
+            Self::name,
+            Self::read,
+        )
+    }
+
+    pub(super) fn require(db: &Db, id: ExecutionId) -> Result<Self, StoreError> {
+        Self::by_id(db, id)?.ok_or(StoreError::NoExecution(id))
+    }
+
+    pub(super) fn name(row: &Row<'_>) -> String {
+        format!("execution {}", db::shown(row, 1))
+    }
+
+    pub(super) fn read(row: &Row<'_>) -> Result<Self, Damage> {
+        db::verify("executions", row, 20)?;
+        let origin = match (db::optional_id(row, 10)?, db::optional_integer(row, 11)?) {
+            (Some(execution_id), Some(_)) => Some(Origin { execution_id, seq: db::count(row, 11)? }),
+            (Some(_) | None, _) => None,
+        };
+        let holder = match (db::optional_text(row, 13)?, db::optional_id(row, 14)?) {
+            (Some(name), Some(owner_id)) => Some(Holder { name, owner_id, until: db::integer(row, 15)? }),
+            (Some(_) | None, _) => None,
+        };
+        Ok(Self {
+            key: db::integer(row, 0)?,
+            record: ExecutionRecord {
+                id: db::id(row, 1)?,
+                name: db::text(row, 2)?,
+                workflow_id: db::id(row, 3)?,
+                workflow_name: db::text(row, 4)?,
+                state: db::json(row, 5)?,
+                head: db::count(row, 7)?,
+                created_at: db::time(row, 8)?,
+                updated_at: db::time(row, 9)?,
+                origin,
+                leased_by: None,
+            },
+            fence: db::count(row, 12)?,
+            holder,
+            weight: db::integer(row, 16)?,
+            floor: db::integer(row, 17)?,
+            slack: db::integer(row, 18)?,
+            slack_max: db::integer(row, 19)?,
+        })
+    }
+
+    pub(super) fn insert(&self, db: &Db) -> Result<(), StoreError> {
+        self.put(
+            db,
+            concat!(
+                "INSERT INTO executions (",
+                execution_columns!(),
+                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, \
+                 ?20, ?21)"
+            ),
+        )
+    }
+
+    /// Writes what can change.
+    pub(super) fn update(&self, db: &Db) -> Result<(), StoreError> {
+        self.put(
+            db,
+            "UPDATE executions SET state = ?6, state_name = ?7, head = ?8, updated_at = ?10, fence = ?13, \
+             owner = ?14, owner_id = ?15, lease_until = ?16, weight = ?17, floor = ?18, slack = ?19, \
+             slack_max = ?20, checksum = ?21 WHERE key = ?1",
+        )
+    }
+
+    fn put(&self, db: &Db, sql: &'static str) -> Result<(), StoreError> {
+        let record = &self.record;
+        let state = db::to_json("the state", &record.state)?;
+        let origin = record.origin.as_ref();
+        let origin_seq = origin.map(|origin| db::stored("the origin", origin.seq)).transpose()?;
+        let holder = self.holder.as_ref();
+        let values = [
+            ValueRef::Integer(self.key),
+            ValueRef::Blob(record.id.as_bytes()),
+            ValueRef::from(record.name.as_str()),
+            ValueRef::Blob(record.workflow_id.as_bytes()),
+            ValueRef::from(record.workflow_name.as_str()),
+            ValueRef::from(state.as_str()),
+            ValueRef::from(record.state.name()),
+            ValueRef::Integer(db::stored("the head", record.head)?),
+            ValueRef::Integer(db::nanoseconds("the creation", record.created_at)?),
+            ValueRef::Integer(db::nanoseconds("the update", record.updated_at)?),
+            origin.map_or(ValueRef::Null, |origin| ValueRef::Blob(origin.execution_id.as_bytes())),
+            origin_seq.map_or(ValueRef::Null, ValueRef::Integer),
+            ValueRef::Integer(db::stored("the fence", self.fence)?),
+            holder.map_or(ValueRef::Null, |holder| ValueRef::from(holder.name.as_str())),
+            holder.map_or(ValueRef::Null, |holder| ValueRef::Blob(holder.owner_id.as_bytes())),
+            holder.map_or(ValueRef::Null, |holder| ValueRef::Integer(holder.until)),
+            ValueRef::Integer(self.weight),
+            ValueRef::Integer(self.floor),
+            ValueRef::Integer(self.slack),
+            ValueRef::Integer(self.slack_max),
+        ];
+        db.put("executions", sql, &values)
+    }
+
+    /// Returns a point that must be there.
+    pub(super) fn point(&self, db: &Db, seq: Seq) -> Result<CheckpointRow, StoreError> {
+        let (execution, head) = (self.record.id, self.record.head);
+        let Some(stored) = i64::try_from(seq).ok().filter(|_| (1..=head).contains(&seq)) else {
+            return Err(StoreError::NoPoint { execution, seq, head });
+        };
+        let found = db.first(
+            concat!("SELECT ", checkpoint_columns!(), " FROM checkpoints WHERE execution = ?1 AND seq = ?2"),
+            [self.key, stored],
+            |row| CheckpointRow::name(&self.record, row),
+            |row| CheckpointRow::read(&self.record, row),
+        )?;
+        match found {
+            Some(point) => Ok(point),
+            None if seq == head => Err(StoreError::Corrupt {
+                record: format!("checkpoint @{seq} of execution {execution}"),
+                why: "it is the head, and it is missing".to_owned(),
+            }),
+            None => Err(StoreError::Pruned { execution, seq }),
+        }
+    }
+}
+
+impl CheckpointRow {
+    pub(super) fn name(execution: &ExecutionRecord, row: &Row<'_>) -> String {
+        format!("checkpoint @{} of execution {}", db::shown(row, 1), execution.id)
+    }
+
+    pub(super) fn read(execution: &ExecutionRecord, row: &Row<'_>) -> Result<Self, Damage> {
+        db::verify("checkpoints", row, 12)?;
+        let parent = match db::optional_integer(row, 3)? {
+            Some(_) => Some(db::count(row, 3)?),
+            None => None,
+        };
+        let record = CheckpointRecord {
+            execution_id: execution.id,
+            workflow_id: execution.workflow_id,
+            seq: db::count(row, 1)?,
+            id: db::id(row, 2)?,
+            parent,
+            created_at: db::time(row, 5)?,
+            cause: db::json(row, 6)?,
+            label: db::optional_text(row, 7)?,
+            state: db::json(row, 8)?,
+            completed_node_count: db::count(row, 9)?,
+            size_bytes: db::count(row, 10)?,
+            compressed: db::integer(row, 11)? != 0,
+        };
+        Ok(Self { delta: db::integer(row, 4)?, record })
+    }
+
+    pub(super) fn insert(&self, db: &Db, execution: i64) -> Result<(), StoreError> {
+        let record = &self.record;
+        let cause = db::to_json("the cause", &record.cause)?;
+        let state = db::to_json("the state", &record.state)?;
+        let parent = record.parent.map(|seq| db::stored("the parent", seq)).transpose()?;
+        let values = [
+            ValueRef::Integer(execution),
+            ValueRef::Integer(db::stored("the point", record.seq)?),
+            ValueRef::Blob(record.id.as_bytes()),
+            parent.map_or(ValueRef::Null, ValueRef::Integer),
+            ValueRef::Integer(self.delta),
+            ValueRef::Integer(db::nanoseconds("the creation", record.created_at)?),
+            ValueRef::from(cause.as_str()),
+            record.label.as_deref().map_or(ValueRef::Null, ValueRef::from),
+            ValueRef::from(state.as_str()),
+            ValueRef::Integer(db::stored("the count of nodes", record.completed_node_count)?),
+            ValueRef::Integer(db::stored("the size", record.size_bytes)?),
+            ValueRef::Integer(i64::from(record.compressed)),
+        ];
+        db.put(
+            "checkpoints",
+            concat!(
+                "INSERT INTO checkpoints (",
+                checkpoint_columns!(),
+                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
+            ),
+            &values,
+        )
+    }
+}
+
+/// Reads a row of `operations`: number, at, who, command, cause, before and after from column 1 on.
+pub(super) fn operation(row: &Row<'_>) -> Result<OperationRecord, Damage> {
+    db::verify("operations", row, 8)?;
+    Ok(OperationRecord {
+        number: db::count(row, 1)?,
+        at: db::time(row, 2)?,
+        who: db::text(row, 3)?,
+        command: db::text(row, 4)?,
+        cause: db::json(row, 5)?,
+        before: db::count(row, 6)?,
+        after: db::count(row, 7)?,
+    })
+}
+
+pub(super) fn insert_operation(
+    db: &Db,
+    execution: i64,
+    operation: &OperationRecord,
+) -> Result<(), StoreError> {
+    let cause = db::to_json("the cause", &operation.cause)?;
+    let values = [
+        ValueRef::Integer(execution),
+        ValueRef::Integer(db::stored("the operation", operation.number)?),
+        ValueRef::Integer(db::nanoseconds("the operation", operation.at)?),
+        ValueRef::from(operation.who.as_str()),
+        ValueRef::from(operation.command.as_str()),
+        ValueRef::from(cause.as_str()),
+        ValueRef::Integer(db::stored("the head", operation.before)?),
+        ValueRef::Integer(db::stored("the head", operation.after)?),
+    ];
+    db.put(
+        "operations",
+        "INSERT INTO operations (execution, number, at, who, command, cause, head_before, head_after, checksum) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        &values,
+    )
+}

@@ -1,0 +1,291 @@
+//! The tables, and how a file becomes a store of this format.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::db::Db;
+use crate::store::StoreError;
+
+/// The format that this version writes, and the newest that it reads.
+pub const FORMAT: u32 = 1;
+
+/// What marks a SQLite file as ours: `RETK`.
+const APPLICATION_ID: u32 = 0x5245_544B;
+
+/// The oldest SQLite whose write-ahead log has no known defect that loses data.
+const SQLITE_MIN: i32 = 3_051_003;
+
+/// How long a write waits for another process before it gives up.
+pub(super) const BUSY_MAX: Duration = Duration::from_secs(10);
+
+/// How often a new file is tried where another process makes it into a store at the same moment.
+const OPEN_ATTEMPTS_MAX: u32 = 100;
+
+/// How long to wait between two such attempts.
+const OPEN_PAUSE: Duration = Duration::from_millis(20);
+
+/// The first bytes of every SQLite file.
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+
+/// What leads from each format to the next, in order.
+const MIGRATIONS: &[(u32, &str)] = &[(1, FORMAT_1)];
+
+const FORMAT_1: &str = "
+CREATE TABLE executions (
+    key           INTEGER PRIMARY KEY,
+    id            BLOB NOT NULL UNIQUE,
+    name          TEXT NOT NULL UNIQUE,
+    workflow      BLOB NOT NULL,
+    workflow_name TEXT NOT NULL,
+    state         TEXT NOT NULL,
+    state_name    TEXT NOT NULL,
+    head          INTEGER NOT NULL,
+    created_at    INTEGER NOT NULL,
+    updated_at    INTEGER NOT NULL,
+    origin_id     BLOB,
+    origin_seq    INTEGER,
+    fence         INTEGER NOT NULL,
+    owner         TEXT,
+    owner_id      BLOB,
+    lease_until   INTEGER,
+    weight        INTEGER NOT NULL,
+    floor         INTEGER NOT NULL,
+    slack         INTEGER NOT NULL,
+    slack_max     INTEGER NOT NULL,
+    checksum      BLOB NOT NULL
+);
+CREATE INDEX executions_by_creation ON executions (created_at, id);
+CREATE INDEX executions_by_workflow ON executions (workflow);
+
+CREATE TABLE workflows (
+    id            BLOB PRIMARY KEY,
+    definition    BLOB NOT NULL,
+    checksum      BLOB NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE deltas (
+    key           INTEGER PRIMARY KEY,
+    base          INTEGER REFERENCES deltas,
+    body          BLOB NOT NULL,
+    checksum      BLOB NOT NULL
+);
+CREATE INDEX deltas_by_base ON deltas (base) WHERE base IS NOT NULL;
+
+CREATE TABLE keyframes (
+    delta         INTEGER PRIMARY KEY REFERENCES deltas,
+    size          INTEGER NOT NULL,
+    body          BLOB NOT NULL,
+    checksum      BLOB NOT NULL
+);
+
+CREATE TABLE checkpoints (
+    execution       INTEGER NOT NULL REFERENCES executions,
+    seq             INTEGER NOT NULL,
+    id              BLOB NOT NULL UNIQUE,
+    parent          INTEGER,
+    delta           INTEGER NOT NULL REFERENCES deltas,
+    created_at      INTEGER NOT NULL,
+    cause           TEXT NOT NULL,
+    label           TEXT,
+    state           TEXT NOT NULL,
+    completed_nodes INTEGER NOT NULL,
+    size_bytes      INTEGER NOT NULL,
+    compressed      INTEGER NOT NULL,
+    checksum        BLOB NOT NULL,
+    PRIMARY KEY (execution, seq)
+) WITHOUT ROWID;
+CREATE INDEX checkpoints_by_delta ON checkpoints (delta);
+CREATE INDEX checkpoints_by_label ON checkpoints (execution, label) WHERE label IS NOT NULL;
+
+CREATE TABLE operations (
+    execution     INTEGER NOT NULL REFERENCES executions,
+    number        INTEGER NOT NULL,
+    at            INTEGER NOT NULL,
+    who           TEXT NOT NULL,
+    command       TEXT NOT NULL,
+    cause         TEXT NOT NULL,
+    head_before   INTEGER NOT NULL,
+    head_after    INTEGER NOT NULL,
+    checksum      BLOB NOT NULL,
+    PRIMARY KEY (execution, number)
+) WITHOUT ROWID;
+
+CREATE TABLE requests (
+    key           INTEGER PRIMARY KEY,
+    execution     INTEGER NOT NULL REFERENCES executions,
+    id            BLOB NOT NULL UNIQUE,
+    body          TEXT NOT NULL,
+    checksum      BLOB NOT NULL
+);
+CREATE INDEX requests_by_execution ON requests (execution);
+";
+
+/// What to do where there is no file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// Make one, and its directory.
+    Create,
+    /// Refuse.
+    Refuse,
+}
+
+/// Opens the file, makes it a store where it is empty, and brings an older format to this one.
+///
+/// A file that this version must not touch is left byte for byte as it is.
+pub(super) fn prepare(path: &Arc<Path>, missing: Missing) -> Result<Db, StoreError> {
+    let found = rusqlite::version_number();
+    if found < SQLITE_MIN {
+        let why = format!("SQLite {found} is linked, and {SQLITE_MIN} is the oldest that is safe");
+        return Err(failed(path, "checking the version of SQLite", io::Error::other(why)));
+    }
+    look(path, missing)?;
+    for _ in 1..OPEN_ATTEMPTS_MAX {
+        match migrated(path) {
+            Err(error) if is_busy(&error) => std::thread::sleep(OPEN_PAUSE),
+            done => return done,
+        }
+    }
+    migrated(path)
+}
+
+/// Opens a connection to a file that [`prepare`] has seen, with everything set that durability rests on.
+pub(super) fn connect(path: &Arc<Path>, busy: Duration) -> Result<Db, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Db::new(open(path, flags)?, path);
+    set_up(&db, busy)?;
+    Ok(db)
+}
+
+fn open(path: &Arc<Path>, flags: OpenFlags) -> Result<Connection, StoreError> {
+    Connection::open_with_flags(path, flags).map_err(|error| super::db::fault(path, "opening", error))
+}
+
+fn set_up(db: &Db, busy: Duration) -> Result<(), StoreError> {
+    db.busy_timeout(busy)?;
+    db.script(
+        "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA foreign_keys = ON;
+         PRAGMA temp_store = MEMORY; PRAGMA wal_autocheckpoint = 0;",
+    )?;
+    for (pragma, wanted) in [("synchronous", 2), ("foreign_keys", 1), ("wal_autocheckpoint", 0)] {
+        let found = db.pragma(pragma)?;
+        if found != wanted {
+            let why = format!("{pragma} is {found}, and {wanted} was asked for");
+            return Err(failed(db.path(), "setting the connection up", io::Error::other(why)));
+        }
+    }
+    Ok(())
+}
+
+fn migrated(path: &Arc<Path>) -> Result<Db, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Db::new(open(path, flags)?, path);
+    // Until the format is known, closing must not move the log into the file.
+    db.checkpoint_on_close(false)?;
+    db.busy_timeout(BUSY_MAX)?;
+    let format = recognised(&db)?;
+    if format == 0 {
+        // Both must come before the first table.
+        db.script("PRAGMA auto_vacuum = INCREMENTAL;")?;
+    }
+    db.write_ahead()?;
+    set_up(&db, BUSY_MAX)?;
+    for (version, sql) in MIGRATIONS.iter().filter(|(version, _)| *version > format) {
+        db.script("BEGIN IMMEDIATE")?;
+        let migrate = || -> Result<(), StoreError> {
+            // Another process may have been here first.
+            if recognised(&db)? < *version {
+                db.script(sql)?;
+                db.set_pragma("application_id", APPLICATION_ID)?;
+                db.set_pragma("user_version", *version)?;
+            }
+            db.script("COMMIT")
+        };
+        if let Err(error) = migrate() {
+            db.abandon();
+            return Err(error);
+        }
+    }
+    db.checkpoint_on_close(true)?;
+    if format < FORMAT {
+        // An older version looks at the file's own header, so that it need not touch the log to refuse it.
+        db.script("PRAGMA wal_checkpoint(TRUNCATE)")?;
+    }
+    Ok(db)
+}
+
+/// Returns the format of an open file; 0 for an empty one.
+fn recognised(db: &Db) -> Result<u32, StoreError> {
+    let application = db.pragma("application_id")?;
+    let format = db.pragma("user_version")?;
+    let is_empty = application == 0 && format == 0 && db.pragma("schema_version")? == 0;
+    if is_empty {
+        return Ok(0);
+    }
+    judge(db.path(), u32::try_from(application).unwrap_or(0), u32::try_from(format).unwrap_or(u32::MAX))
+}
+
+fn judge(path: &Path, application: u32, format: u32) -> Result<u32, StoreError> {
+    if application != APPLICATION_ID {
+        return Err(not_a_store(path, "it is another application's SQLite file"));
+    }
+    if format > FORMAT {
+        let location = path.display().to_string();
+        return Err(StoreError::NewerFormat { location, found: format, supported: FORMAT });
+    }
+    Ok(format)
+}
+
+/// Looks at the file's header before SQLite opens it.
+fn look(path: &Path, missing: Missing) -> Result<(), StoreError> {
+    if path.is_dir() {
+        return Err(not_a_store(path, "it is a directory"));
+    }
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::Create => {
+            let parent = path.parent().unwrap_or(path);
+            return std::fs::create_dir_all(parent)
+                .map_err(|error| failed(path, "creating its directory", error));
+        }
+        Err(error) => return Err(failed(path, "opening", error)),
+    };
+    let mut header = Vec::new();
+    file.by_ref()
+        .take(100)
+        .read_to_end(&mut header)
+        .map_err(|error| failed(path, "reading its header", error))?;
+    if header.is_empty() {
+        return Ok(());
+    }
+    if header.len() < 100 || !header.starts_with(MAGIC) {
+        return Err(not_a_store(path, "it is not a SQLite file"));
+    }
+    let number = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let (format, application, schema) = (number(60), number(68), number(40));
+    // An empty database may have its first tables in the log still.
+    if (application, format, schema) == (0, 0, 0) {
+        return Ok(());
+    }
+    judge(path, application, format).map(|_| ())
+}
+
+fn is_busy(error: &StoreError) -> bool {
+    let StoreError::Io { source, .. } = error else { return false };
+    let Some(error) = source.downcast_ref::<rusqlite::Error>() else { return false };
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
+}
+
+fn not_a_store(path: &Path, why: &str) -> StoreError {
+    StoreError::NotAStore { location: path.display().to_string(), why: why.to_owned() }
+}
+
+fn failed(path: &Path, action: &'static str, error: io::Error) -> StoreError {
+    StoreError::Io { location: path.display().to_string(), action, source: Arc::new(error) }
+}
