@@ -8,6 +8,8 @@ use proptest::test_runner::TestRunner;
 use retake::checkpoint::InMemoryCheckpointStorage;
 use retake::clock::ManualClock;
 use retake::store::{BlockingStore, MemoryStore, Store};
+#[cfg(feature = "sqlite")]
+use retake::store::{Options, SqliteStore};
 use retake::testkit::{self, Harness, histories};
 
 /// A memory store is never reopened: it lives in its process.
@@ -34,6 +36,38 @@ impl Harness for Memory {
     }
 }
 
+/// A SQLite store is opened anew each time; those opened before stay open, and so do their leases.
+#[cfg(feature = "sqlite")]
+struct Sqlite {
+    clock: Arc<ManualClock>,
+    directory: tempfile::TempDir,
+    opened: std::sync::Mutex<Vec<Arc<SqliteStore>>>,
+}
+
+#[cfg(feature = "sqlite")]
+impl Sqlite {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        Self { clock: Arc::default(), directory, opened: std::sync::Mutex::default() }
+    }
+}
+
+#[cfg(feature = "sqlite")]
+#[async_trait::async_trait]
+impl Harness for Sqlite {
+    async fn open(&self) -> Arc<dyn Store> {
+        let options = Options { clock: self.clock.clone(), ..Options::default() };
+        let store = SqliteStore::open_with(self.directory.path().join("retake.db"), options);
+        let store = Arc::new(store.expect("the store opens"));
+        self.opened.lock().expect("no case panics here").push(store.clone());
+        store
+    }
+
+    async fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+    }
+}
+
 /// Runs the contract, random histories, and the contract of the blocking face against one store.
 macro_rules! every_test {
     ($store:ident, $empty:expr) => {
@@ -52,7 +86,8 @@ macro_rules! every_test {
 
             #[tokio::test(flavor = "multi_thread")]
             async fn its_blocking_face_is_a_checkpoint_storage() {
-                let storage = BlockingStore::new($empty().open().await).unwrap();
+                let harness = $empty();
+                let storage = BlockingStore::new(harness.open().await).unwrap();
                 testkit::checkpoint_storage(&storage);
             }
         }
@@ -60,6 +95,8 @@ macro_rules! every_test {
 }
 
 every_test!(memory_store, Memory::new);
+#[cfg(feature = "sqlite")]
+every_test!(sqlite_store, Sqlite::new);
 
 fn run_histories<H: Harness>(empty: impl Fn() -> H) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

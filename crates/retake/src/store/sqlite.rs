@@ -136,8 +136,7 @@ impl SqliteStore {
             let location = path.display().to_string();
             move |error: std::io::Error| StoreError::Io { location, action, source: Arc::new(error) }
         };
-        let absolute: Arc<Path> =
-            std::path::absolute(path).map_err(failed("resolving its path"))?.into();
+        let absolute: Arc<Path> = std::path::absolute(path).map_err(failed("resolving its path"))?.into();
         let db = schema::prepare(&absolute, missing)?;
         let owner = Owner::new(options.clock.new_id(), &absolute);
         let shared = Arc::new(Shared {
@@ -155,8 +154,13 @@ impl SqliteStore {
         let writer = Writer { db, shared: Arc::clone(&shared), queue: write_queue, keeper: tasks.clone() };
         let read_queue = Arc::new(Mutex::new(read_queue));
 
-        let mut store =
-            Self { shared, writes: Some(writes), reads: Some(reads), tasks: Some(tasks), threads: Vec::new() };
+        let mut store = Self {
+            shared,
+            writes: Some(writes),
+            reads: Some(reads),
+            tasks: Some(tasks),
+            threads: Vec::new(),
+        };
         let spawned = (|| {
             store.spawn("retake-writer", || writer.run())?;
             store.spawn("retake-keeper", || keeper.run())?;

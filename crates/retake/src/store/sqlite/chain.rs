@@ -204,11 +204,8 @@ pub(super) fn insert_keyframe(db: &Db, execution: i64, keyframe: &Keyframe) -> R
         Ok(_) | Err(StoreError::Corrupt { .. }) => return Ok(()),
         Err(error) => return Err(error),
     }
-    let values = [
-        ValueRef::Integer(keyframe.delta),
-        ValueRef::Integer(keyframe.size),
-        ValueRef::Blob(&keyframe.body),
-    ];
+    let values =
+        [ValueRef::Integer(keyframe.delta), ValueRef::Integer(keyframe.size), ValueRef::Blob(&keyframe.body)];
     db.put(
         "keyframes",
         "INSERT OR IGNORE INTO keyframes (delta, size, body, checksum) VALUES (?1, ?2, ?3, ?4)",

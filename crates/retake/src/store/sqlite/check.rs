@@ -8,7 +8,7 @@ use super::lease;
 use super::query;
 use super::row::{self, ExecutionRow};
 use crate::execution::ExecutionId;
-use crate::store::{Image, Report, Seq, StoreError, context};
+use crate::store::{Image, Key, Report, Seq, StoreError, context};
 
 /// How many problems of the file's structure are listed: SQLite finds one for every page behind the first.
 const STRUCTURE_PROBLEMS_MAX: i64 = 20;
@@ -46,7 +46,7 @@ impl Check<'_> {
         match read {
             Ok(value) => Some(value),
             Err(error) => {
-                self.report.problems.push(error.to_string());
+                self.report.problems.push(with_sources(&error));
                 None
             }
         }
@@ -60,7 +60,7 @@ impl Check<'_> {
 
     fn structure(&mut self) {
         let found = self.db.all(
-            "SELECT * FROM pragma_quick_check(?1)",
+            "SELECT * FROM pragma_quick_check LIMIT ?1",
             [STRUCTURE_PROBLEMS_MAX],
             |_| "the file".to_owned(),
             |row| db::text(row, 0),
@@ -71,7 +71,14 @@ impl Check<'_> {
             "SELECT \"table\", parent, count(*) FROM pragma_foreign_key_check GROUP BY 1, 2",
             [],
             |_| "the file".to_owned(),
-            |row| Ok(format!("{} rows of {} name none of {}", db::count(row, 2)?, db::text(row, 0)?, db::text(row, 1)?)),
+            |row| {
+                Ok(format!(
+                    "{} rows of {} name none of {}",
+                    db::count(row, 2)?,
+                    db::text(row, 0)?,
+                    db::text(row, 1)?
+                ))
+            },
         );
         let problems = self.try_read(dangling).unwrap_or_default();
         self.report.problems.extend(problems);
@@ -118,7 +125,9 @@ impl Check<'_> {
             self.points.entry(row.delta).or_default().push(point);
             if !self.is_found_by_id(&row.record) {
                 let id = execution.record.id;
-                self.report.problems.push(format!("checkpoint @{seq} of execution {id} cannot be found by its id"));
+                self.report
+                    .problems
+                    .push(format!("checkpoint @{seq} of execution {id} cannot be found by its id"));
             }
         }
         if !has_head {
@@ -191,7 +200,10 @@ impl Check<'_> {
         }
         for (key, points) in std::mem::take(&mut self.points) {
             let missing = points.iter().map(|point| {
-                format!("the state of point @{} of execution {} is missing: delta {key}", point.seq, point.execution_id)
+                format!(
+                    "the state of point @{} of execution {} is missing: delta {key}",
+                    point.seq, point.execution_id
+                )
             });
             self.report.problems.extend(missing);
         }
@@ -206,8 +218,11 @@ impl Check<'_> {
         }
     }
 
+    /// Decodes a state, unless it is that of another library: those of this one have a header.
     fn decode(&mut self, key: i64, image: &Image) {
-        for point in self.points.remove(&key).into_iter().flatten().filter(|point| point.is_decoded) {
+        let points = self.points.remove(&key).unwrap_or_default();
+        let is_ours = image.get(&Key::Header).is_some();
+        for point in points.iter().filter(|point| is_ours && point.is_decoded) {
             let context = context(point.execution_id, image);
             self.try_read(context);
         }
@@ -233,6 +248,11 @@ impl Check<'_> {
             self.try_read(request);
         }
     }
+}
+
+fn with_sources(error: &StoreError) -> String {
+    let sources = std::iter::successors(std::error::Error::source(error), |source| source.source());
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
 fn advanced(mut image: Image, key: i64, body: &[u8]) -> Result<Image, StoreError> {

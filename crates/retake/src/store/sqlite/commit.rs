@@ -11,7 +11,8 @@ use super::writer::Aftermath;
 use crate::checkpoint::CheckpointId;
 use crate::execution::ExecutionId;
 use crate::store::{
-    CheckpointRecord, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, OperationRecord, Seq, StoreError,
+    CheckpointRecord, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, OperationRecord, Seq,
+    StoreError,
 };
 
 /// A checkpoint whose delta has been encoded, which is not the writer's work.
@@ -25,11 +26,8 @@ pub(super) struct Encoded {
 impl Encoded {
     pub(super) fn new(checkpoint: NewCheckpoint) -> Result<Self, StoreError> {
         let level = checkpoint.compress.then_some(body::SMALL);
-        let body = if checkpoint.delta.is_empty() {
-            None
-        } else {
-            Some(chain::encoded(&checkpoint.delta, level)?)
-        };
+        let body =
+            if checkpoint.delta.is_empty() { None } else { Some(chain::encoded(&checkpoint.delta, level)?) };
         Ok(Self { checkpoint, body })
     }
 }

@@ -127,10 +127,7 @@ impl Db {
     }
 
     /// Does `work` so that all of it happens or nothing, within the transaction that is open.
-    pub(super) fn nested<T>(
-        &self,
-        work: impl FnOnce() -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+    pub(super) fn nested<T>(&self, work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.run("SAVEPOINT job", [])?;
         match work() {
             Ok(done) => self.run("RELEASE job", []).map(|_| done),
@@ -209,8 +206,7 @@ impl Db {
     /// Cuts unused pages off the end of the file.
     pub(super) fn give_back(&self) -> Result<(), StoreError> {
         let failed = |error| self.fault("giving space back", error);
-        let mut statement =
-            self.connection.prepare("PRAGMA incremental_vacuum").map_err(failed)?;
+        let mut statement = self.connection.prepare("PRAGMA incremental_vacuum").map_err(failed)?;
         let mut rows = statement.query([]).map_err(failed)?;
         // Every step frees one page.
         for _ in 0..FREED_PAGES_MAX {

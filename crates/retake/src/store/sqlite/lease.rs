@@ -47,12 +47,7 @@ impl Shared {
     }
 }
 
-pub(super) fn lease(
-    db: &Db,
-    shared: &Shared,
-    id: ExecutionId,
-    ttl: Duration,
-) -> Result<Lease, StoreError> {
+pub(super) fn lease(db: &Db, shared: &Shared, id: ExecutionId, ttl: Duration) -> Result<Lease, StoreError> {
     let mut execution = ExecutionRow::require(db, id)?;
     shared.check_free(&execution)?;
     shared.owner.show()?;

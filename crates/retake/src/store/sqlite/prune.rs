@@ -13,11 +13,11 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use super::Shared;
 use super::body;
 use super::chain::{self, FLOOR_MIN, ROW_WEIGHT};
 use super::db::{self, Db};
 use super::row::ExecutionRow;
-use super::Shared;
 use crate::execution::ExecutionId;
 use crate::store::{Delta, StoreError};
 

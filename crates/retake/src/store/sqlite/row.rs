@@ -5,10 +5,8 @@ use rusqlite::types::ValueRef;
 use uuid::Uuid;
 
 use super::db::{self, Damage, Db};
-use crate::store::{
-    CheckpointRecord, ExecutionRecord, OperationRecord, Origin, Seq, StoreError,
-};
 use crate::execution::ExecutionId;
+use crate::store::{CheckpointRecord, ExecutionRecord, OperationRecord, Origin, Seq, StoreError};
 
 /// The columns of a row of `executions`, in the order of its checksum.
 macro_rules! execution_columns {

@@ -182,9 +182,8 @@ fn set_up(db: &Db, busy: Duration) -> Result<(), StoreError> {
 }
 
 fn migrated(path: &Arc<Path>) -> Result<Db, StoreError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-        | OpenFlags::SQLITE_OPEN_CREATE
-        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Db::new(open(path, flags)?, path);
     // Until the format is known, closing must not move the log into the file.
     db.checkpoint_on_close(false)?;

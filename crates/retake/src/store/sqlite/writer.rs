@@ -132,7 +132,8 @@ impl Writer {
         let mut log_bytes = 0;
         let mut keyframes = Vec::new();
         let mut replies = Vec::with_capacity(jobs.len());
-        let mut outcome = self.reopened().and_then(|()| self.db.script_as("beginning to write", "BEGIN IMMEDIATE"));
+        let mut outcome =
+            self.reopened().and_then(|()| self.db.script_as("beginning to write", "BEGIN IMMEDIATE"));
         for job in jobs {
             let ran = job(outcome.as_ref().map(|()| &self.db).map_err(Clone::clone));
             match ran.outcome {
