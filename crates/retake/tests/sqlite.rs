@@ -1,5 +1,6 @@
 //! What the SQLite store does beyond the contract: its file, what it refuses, damage, space, and other processes.
 #![cfg(feature = "sqlite")]
+#![expect(clippy::unwrap_used, reason = "what the helpers of these tests unwrap is what the tests assert")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,6 +46,7 @@ fn checkpoint(delta: Delta) -> NewCheckpoint {
         state: ExecutionState::Running,
         cause: Cause::Manual,
         label: None,
+        nodes: Vec::new(),
         completed_node_count: 0,
         compress: false,
         operation: None,
@@ -505,8 +507,8 @@ async fn every_kept_point_reads_as_before_after_pruning_compacting_and_the_loss_
     let error = store.state(id, 201).await.map(|_| ()).unwrap_err();
     assert!(matches!(error, StoreError::Pruned { seq: 201, .. }), "{error}");
     let raw = Connection::open(&path).unwrap();
-    let pages: u64 = raw.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
-    let before = pages * 4_096;
+    let pages: u32 = raw.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+    let before = u64::from(pages) * 4_096;
     store.compact().await.unwrap();
     same(&store, &kept).await;
     assert!(file_len(&path) * 2 < before, "{} of {before} bytes", file_len(&path));
@@ -604,4 +606,161 @@ async fn an_unstorable_time_is_refused_and_changes_nothing() {
     assert_eq!(store.require(id).await.unwrap().head, 1);
     let records: Vec<CheckpointRecord> = store.history(id, store::HistoryPage::default()).await.unwrap();
     assert_eq!(records.len(), 1);
+}
+
+/// Numbers that look drawn at random, and are the same in every run.
+struct Draws(u64);
+
+impl Draws {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+#[tokio::test]
+async fn large_random_histories_read_as_their_model_while_they_are_pruned_squashed_forked_and_reopened() {
+    for seed in 0..4 {
+        let (_directory, path) = place();
+        let mut store = SqliteStore::open(&path).unwrap();
+        let mut draws = Draws(seed);
+        let first = begin(&store, "brave-otter").await;
+        let mut heads = vec![(first, 1)];
+        let mut kept = std::collections::BTreeMap::from([((first, 1), store.state(first, 1).await.unwrap())]);
+        for n in 0..300 {
+            let place = draws.below(heads.len() as u64);
+            let (id, head) = heads[usize::try_from(place).unwrap()];
+            let seqs: Vec<Seq> = kept.keys().filter(|(of, _)| *of == id).map(|(_, seq)| *seq).collect();
+            let some = seqs[usize::try_from(draws.below(seqs.len() as u64)).unwrap()];
+            match draws.below(20) {
+                0 => {
+                    let keep = usize::try_from(draws.below(8)).unwrap();
+                    store.prune(id, keep).await.unwrap();
+                    let left = store.history(id, store::HistoryPage::default()).await.unwrap();
+                    kept.retain(|(of, seq), _| *of != id || left.iter().any(|record| record.seq == *seq));
+                    assert_eq!(kept.keys().filter(|(of, _)| *of == id).count(), left.len());
+                }
+                1 if heads.len() < 4 => {
+                    let new = execution(&format!("fork-{n}"), Some(Origin { execution_id: id, seq: some }));
+                    heads.push((new.id, 1));
+                    kept.insert((new.id, 1), kept[&(id, some)].clone());
+                    store.create(new, checkpoint(Delta::default())).await.unwrap();
+                }
+                2 if heads.len() > 2 => {
+                    heads.retain(|(of, _)| *of != id);
+                    kept.retain(|(of, _), _| *of != id);
+                    store.delete(id).await.unwrap();
+                }
+                3 => {
+                    drop(store);
+                    store = SqliteStore::open(&path).unwrap();
+                }
+                4 => store.compact().await.unwrap(),
+                act => {
+                    let text = format!("{n} {}", "z".repeat(usize::try_from(draws.below(9_000)).unwrap()));
+                    let mut next = commit(id, head, set(&format!("v{}", draws.below(6)), &text));
+                    let parent = if act < 7 { some } else { head };
+                    next.checkpoint.parent = Some(parent);
+                    next.checkpoint.compress = draws.below(2) == 0;
+                    next.checkpoint.label = (draws.below(12) == 0).then(|| format!("label-{n}"));
+                    let mut image = kept[&(id, parent)].clone();
+                    image.apply("the model", &next.checkpoint.delta).unwrap();
+                    store.commit(next).await.unwrap();
+                    kept.insert((id, head + 1), image);
+                    heads.iter_mut().find(|(of, _)| *of == id).unwrap().1 += 1;
+                }
+            }
+            if n % 20 == 0 {
+                let kept: Vec<_> = kept.iter().map(|((id, seq), image)| (*id, *seq, image.clone())).collect();
+                same(&store, &kept).await;
+            }
+        }
+    }
+}
+
+/// Commits until it is killed or refused, and says what was acknowledged: see the tests below.
+#[tokio::test]
+async fn commit_until_killed() {
+    let Ok(path) = std::env::var("RETAKE_TEST_COMMITS") else { return };
+    let say = |line: String| std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).unwrap();
+    let store = SqliteStore::open(path).unwrap();
+    let filter = store::ExecutionFilter::default();
+    let (id, head) = match store.executions(&filter).await.unwrap().first() {
+        Some(record) => (record.id, record.head),
+        None => (begin(&store, "killed").await, 1),
+    };
+    for seq in head + 1.. {
+        let delta = set("step", &format!("{seq} {}", "x".repeat(2_000)));
+        match store.commit(commit(id, seq - 1, delta)).await {
+            Ok(_) => say(format!("acknowledged {seq}\n")),
+            Err(error) => {
+                say(format!("refused {} {error}\n", matches!(error, StoreError::Full { .. })));
+                break;
+            }
+        }
+    }
+    assert_eq!(store.check().await.unwrap().problems, Vec::<String>::new());
+}
+
+fn committer(command: &mut std::process::Command, path: &Path) -> std::process::Child {
+    command
+        .env("RETAKE_TEST_COMMITS", path)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn lines(child: &mut std::process::Child) -> impl Iterator<Item = String> + use<> {
+    std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap())).map(Result::unwrap)
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_before_a_kill_is_there_and_the_store_is_sound() {
+    let (_directory, path) = place();
+    let mut head = 1;
+    for round in 0..10 {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        let command = command.args(["commit_until_killed", "--exact", "--nocapture"]);
+        let mut child = committer(command, &path);
+        let mut lines = lines(&mut child);
+        let mut acknowledged = |line: String| {
+            if let Some(seq) = line.strip_prefix("acknowledged ") {
+                head = seq.parse().unwrap();
+            }
+        };
+        (&mut lines).take(3 + round * 7).for_each(&mut acknowledged);
+        child.kill().unwrap();
+        lines.for_each(acknowledged);
+        child.wait().unwrap();
+
+        let store = SqliteStore::open(&path).unwrap();
+        let record = store.executions(&store::ExecutionFilter::default()).await.unwrap().remove(0);
+        assert!((head..=head + 1).contains(&record.head), "{head} acknowledged, {} there", record.head);
+        assert!(step(&store.state(record.id, head).await.unwrap()).starts_with(&format!("{head} ")));
+        assert_eq!(store.check().await.unwrap().problems, Vec::<String>::new());
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_file_that_reached_its_size_limit_is_full_and_everything_acknowledged_stays_readable() {
+    let (_directory, path) = place();
+    drop(SqliteStore::open(&path).unwrap());
+    // In blocks of 512 or 1,024 bytes. The signal is what the command-line program ignores as well.
+    let script = "trap '' XFSZ; ulimit -f 1024; exec \"$0\" commit_until_killed --exact --nocapture";
+    let mut command = std::process::Command::new("sh");
+    let command = command.args(["-c", script]).arg(std::env::current_exe().unwrap());
+    let mut child = committer(command, &path);
+    let said: Vec<String> = lines(&mut child).collect();
+    let refused = said.iter().find(|line| line.starts_with("refused ")).unwrap();
+    assert!(refused.starts_with("refused true ") && refused.ends_with(" is full"), "{refused}");
+    assert!(child.wait().unwrap().success(), "{said:?}");
+    let acknowledged: Vec<&str> = said.iter().filter_map(|line| line.strip_prefix("acknowledged ")).collect();
+    let head: Seq = acknowledged.last().unwrap().parse().unwrap();
+    let store = SqliteStore::open(&path).unwrap();
+    let record = store.executions(&store::ExecutionFilter::default()).await.unwrap().remove(0);
+    assert_eq!(record.head, head);
+    assert!(step(&store.state(record.id, head).await.unwrap()).starts_with(&format!("{head} ")));
+    assert_eq!(store.commit(commit(record.id, head, set("step", "more"))).await.unwrap().seq, head + 1);
 }

@@ -285,7 +285,7 @@ impl Store for SqliteStore {
         self.write(move |db, shared, _| lease::lease(db, shared, id, ttl)).await
     }
 
-    async fn renew(&self, lease: &Lease) -> Result<Vec<Request>, StoreError> {
+    async fn renew(&self, lease: &Lease) -> Result<(), StoreError> {
         let lease = lease.clone();
         self.write(move |db, shared, _| lease::renew(db, shared, &lease)).await
     }
@@ -297,6 +297,10 @@ impl Store for SqliteStore {
 
     async fn ask(&self, id: ExecutionId, request: Request) -> Result<(), StoreError> {
         self.write(move |db, _, _| lease::ask(db, id, &request)).await
+    }
+
+    async fn requests(&self, id: ExecutionId) -> Result<Vec<Request>, StoreError> {
+        self.read(move |db, _| lease::requests(db, id)).await
     }
 
     async fn withdraw(&self, id: ExecutionId, request: Uuid) -> Result<bool, StoreError> {

@@ -163,6 +163,7 @@ fn append(
         parent,
         created_at: checkpoint.created_at,
         cause: checkpoint.cause.clone(),
+        nodes: checkpoint.nodes.clone(),
         label: checkpoint.label.clone(),
         state: checkpoint.state.clone(),
         completed_node_count: checkpoint.completed_node_count,

@@ -63,7 +63,7 @@ pub(super) fn lease(db: &Db, shared: &Shared, id: ExecutionId, ttl: Duration) ->
     Ok(Lease { execution_id: id, fence: execution.fence, ttl })
 }
 
-pub(super) fn renew(db: &Db, shared: &Shared, lease: &Lease) -> Result<Vec<Request>, StoreError> {
+pub(super) fn renew(db: &Db, shared: &Shared, lease: &Lease) -> Result<(), StoreError> {
     let mut execution = ExecutionRow::require(db, lease.execution_id)?;
     execution.check_fence(lease.fence)?;
     shared.owner.show()?;
@@ -72,11 +72,15 @@ pub(super) fn renew(db: &Db, shared: &Shared, lease: &Lease) -> Result<Vec<Reque
         owner_id: shared.owner.id(),
         until: shared.end_of(lease.ttl),
     });
-    execution.update(db)?;
+    execution.update(db)
+}
+
+pub(super) fn requests(db: &Db, id: ExecutionId) -> Result<Vec<Request>, StoreError> {
+    let Some(execution) = ExecutionRow::by_id(db, id)? else { return Ok(Vec::new()) };
     db.all(
         "SELECT key, execution, id, body, checksum FROM requests WHERE execution = ?1 ORDER BY key",
         [execution.key],
-        |row| request_name(row),
+        request_name,
         request,
     )
 }

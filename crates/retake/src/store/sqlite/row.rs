@@ -21,7 +21,7 @@ pub(super) use execution_columns;
 macro_rules! checkpoint_columns {
     () => {
         "execution, seq, id, parent, delta, created_at, cause, label, state, completed_nodes, size_bytes, \
-         compressed, checksum"
+         compressed, nodes, checksum"
     };
 }
 pub(super) use checkpoint_columns;
@@ -206,7 +206,7 @@ impl CheckpointRow {
     }
 
     pub(super) fn read(execution: &ExecutionRecord, row: &Row<'_>) -> Result<Self, Damage> {
-        db::verify("checkpoints", row, 12)?;
+        db::verify("checkpoints", row, 13)?;
         let parent = match db::optional_integer(row, 3)? {
             Some(_) => Some(db::count(row, 3)?),
             None => None,
@@ -219,6 +219,7 @@ impl CheckpointRow {
             parent,
             created_at: db::time(row, 5)?,
             cause: db::json(row, 6)?,
+            nodes: db::json(row, 12)?,
             label: db::optional_text(row, 7)?,
             state: db::json(row, 8)?,
             completed_node_count: db::count(row, 9)?,
@@ -231,6 +232,7 @@ impl CheckpointRow {
     pub(super) fn insert(&self, db: &Db, execution: i64) -> Result<(), StoreError> {
         let record = &self.record;
         let cause = db::to_json("the cause", &record.cause)?;
+        let nodes = db::to_json("the nodes", &record.nodes)?;
         let state = db::to_json("the state", &record.state)?;
         let parent = record.parent.map(|seq| db::stored("the parent", seq)).transpose()?;
         let values = [
@@ -246,13 +248,14 @@ impl CheckpointRow {
             ValueRef::Integer(db::stored("the count of nodes", record.completed_node_count)?),
             ValueRef::Integer(db::stored("the size", record.size_bytes)?),
             ValueRef::Integer(i64::from(record.compressed)),
+            ValueRef::from(nodes.as_str()),
         ];
         db.put(
             "checkpoints",
             concat!(
                 "INSERT INTO checkpoints (",
                 checkpoint_columns!(),
-                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
+                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
             ),
             &values,
         )

@@ -96,6 +96,7 @@ CREATE TABLE checkpoints (
     completed_nodes INTEGER NOT NULL,
     size_bytes      INTEGER NOT NULL,
     compressed      INTEGER NOT NULL,
+    nodes           TEXT NOT NULL,
     checksum        BLOB NOT NULL,
     PRIMARY KEY (execution, seq)
 ) WITHOUT ROWID;
