@@ -1,1 +1,36 @@
-fn main() {}
+//! The `retake` command: reads arguments, calls the library, prints, and chooses the exit code.
+
+mod app;
+mod arguments;
+mod command;
+mod failure;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::app::App;
+use crate::arguments::Arguments;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return output::usage(&error),
+    };
+    let output = output::Output::new(arguments.json);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return output.fail(&failure::Failure::system("the runtime cannot start", error)),
+    };
+    let code = runtime.block_on(async {
+        let app = App::new(&arguments, output.clone());
+        match command::execute(&app, arguments.command).await {
+            Ok(code) => code,
+            Err(failure) => output.fail(&failure),
+        }
+    });
+    // What a node's handler still does must not keep the command from ending.
+    runtime.shutdown_background();
+    code
+}

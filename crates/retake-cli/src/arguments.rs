@@ -1,0 +1,35 @@
+//! The command line, as clap reads it.
+
+use clap::{Parser, Subcommand};
+
+use crate::command;
+
+/// Checkpoints, resumes and rolls back workflow executions.
+///
+/// RUN is a run's name, or any unique prefix of its id. RUN@12 is checkpoint 12 of it, RUN@LABEL a labelled one,
+/// RUN@node:ID the one that recorded a node, RUN@-1 the one before the head, and RUN@{5m} the state five minutes ago.
+#[derive(Debug, Parser)]
+#[command(name = "retake", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    /// Where histories are kept: a path, `sqlite:PATH` or `memory:`
+    #[arg(long, global = true, env = "RETAKE_STORE", value_name = "URL", default_value = ".retake/store.db")]
+    pub(crate) store: String,
+
+    /// Print one JSON document (for `run` and `resume`: one a line)
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// A file of NAME=value lines that secrets are read from, before the environment
+    #[arg(long, global = true, env = "RETAKE_SECRETS", value_name = "FILE")]
+    pub(crate) secrets: Option<std::path::PathBuf>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do. The struct of each command stands in the file that does it.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List runs, newest first
+    Ls(command::ls::Ls),
+}

@@ -1,0 +1,179 @@
+//! What went wrong, as the user is told: a message, its causes, a hint, and the exit code.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use retake::engine::EngineError;
+use retake::store::{Conflict, StoreError};
+use retake::workflow::WorkflowError;
+use serde_json::{Value, json};
+
+/// Why the command ends; each has its exit code, which scripts rely on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// The run failed.
+    RunFailed,
+    /// The command line or the workflow is wrong.
+    Usage,
+    /// What was named is not there.
+    NotFound,
+    /// Somebody else holds the lease, or the head moved.
+    Conflict,
+    /// The run waits for somebody's approval.
+    Waiting,
+    /// The store cannot be read or written.
+    Store,
+    /// It could not be undone.
+    Irreversible,
+    /// The run was interrupted and can be resumed.
+    Interrupted,
+}
+
+/// A command that did not do what it was asked.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+    pub(crate) causes: Vec<String>,
+    pub(crate) hint: Option<String>,
+    /// A file's problems with their places, to be drawn.
+    pub(crate) report: Option<Box<WorkflowError>>,
+}
+
+impl Code {
+    /// Returns the exit code.
+    pub(crate) fn exit(self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::RunFailed => 1,
+            Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::Conflict => 4,
+            Self::Waiting => 5,
+            Self::Store => 6,
+            Self::Irreversible => 7,
+            Self::Interrupted => 130,
+        })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::RunFailed => "run_failed",
+            Self::Usage => "usage",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::Waiting => "waiting",
+            Self::Store => "store",
+            Self::Irreversible => "irreversible",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+impl Failure {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), causes: Vec::new(), hint: None, report: None }
+    }
+
+    /// Returns a failure of the operating system, or of what stands between it and the store.
+    pub(crate) fn system(message: impl Into<String>, cause: impl Error) -> Self {
+        let mut failure = Self::new(Code::Store, message);
+        failure.causes = chain(Some(&cause));
+        failure
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    fn of(code: Code, error: &dyn Error) -> Self {
+        let mut failure = Self::new(code, error.to_string());
+        failure.causes = chain(error.source());
+        failure
+    }
+
+    /// Returns the document that `--json` prints on stderr.
+    pub(crate) fn to_json(&self) -> Value {
+        let message =
+            std::iter::once(&self.message).chain(&self.causes).cloned().collect::<Vec<_>>().join(": ");
+        json!({"error": {"code": self.code.name(), "message": message, "hint": self.hint}})
+    }
+}
+
+fn chain(first: Option<&dyn Error>) -> Vec<String> {
+    let mut causes = Vec::new();
+    let mut next = first;
+    while let Some(error) = next {
+        causes.push(error.to_string());
+        next = error.source();
+    }
+    causes
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let (code, hint) = match &error {
+            StoreError::NoExecution(_) => (Code::NotFound, Some("`retake ls` lists the runs")),
+            StoreError::NoPoint { .. } | StoreError::Pruned { .. } => {
+                (Code::NotFound, Some("`retake log RUN` lists the points that are there"))
+            }
+            StoreError::Conflict(Conflict::NameTaken(_) | Conflict::IdTaken(_)) => (Code::Conflict, None),
+            StoreError::Conflict(Conflict::Leased { .. }) => {
+                (Code::Conflict, Some("wait until it ends, or stop it with `retake pause RUN`"))
+            }
+            StoreError::Conflict(_) => (Code::Conflict, Some("look at `retake log RUN`, then try again")),
+            StoreError::Corrupt { .. } => (Code::Store, Some("`retake doctor` looks at every record")),
+            StoreError::Full { .. } => (Code::Store, Some("free some space; what was acknowledged is safe")),
+            StoreError::Unstorable { .. }
+            | StoreError::NewerFormat { .. }
+            | StoreError::NotAStore { .. }
+            | StoreError::Io { .. }
+            | StoreError::Closed { .. }
+            | _ => (Code::Store, None),
+        };
+        let mut failure = Self::of(code, &error);
+        failure.hint = hint.map(str::to_owned);
+        failure
+    }
+}
+
+impl From<WorkflowError> for Failure {
+    fn from(error: WorkflowError) -> Self {
+        let mut failure = Self::new(Code::Usage, error.to_string());
+        failure.report = Some(Box::new(error));
+        failure
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Store(error) => error.into(),
+            EngineError::Workflow(error) => error.into(),
+            EngineError::Interrupted { ref nodes } => {
+                let again: Vec<String> = nodes.iter().map(|(name, _)| format!("--again {name}")).collect();
+                Self::of(Code::Irreversible, &error).hint(format!(
+                    "look outside whether it happened; to run it again under the same key: {}",
+                    again.join(" ")
+                ))
+            }
+            EngineError::Irreversible { .. } => Self::of(Code::Irreversible, &error)
+                .hint("`--skip-effects` keeps their results, `--again` lets them happen once more"),
+            EngineError::NoNode { .. } | EngineError::NothingThere { .. } => Self::of(Code::NotFound, &error),
+            EngineError::NotWaiting { .. } | EngineError::NothingTo { .. } | EngineError::Ended { .. } => {
+                Self::of(Code::Conflict, &error)
+            }
+            EngineError::NoAnswer { .. } => Self::of(Code::Conflict, &error),
+            EngineError::Cancelled { .. } => {
+                Self::of(Code::Conflict, &error).hint("`retake undo RUN` takes the cancellation back")
+            }
+            EngineError::StoredDefinition(_) => Self::of(Code::Store, &error),
+            EngineError::Config(_)
+            | EngineError::Input(_)
+            | EngineError::Variable { .. }
+            | EngineError::NoHandler { .. }
+            | EngineError::NoDefinition { .. }
+            | _ => Self::of(Code::Usage, &error),
+        }
+    }
+}
