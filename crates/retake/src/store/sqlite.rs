@@ -76,7 +76,19 @@ pub struct Stats {
 
 /// Keeps histories in one SQLite file, which the `sqlite3` tool can open as well.
 ///
-/// Dropping it finishes the writes that wait, and lets go of its leases.
+/// Dropping it finishes the writes that wait, and lets go of its leases. It takes as many threads as there are readers,
+/// and two more.
+///
+/// ```
+/// use retake::store::{ExecutionFilter, SqliteStore, Store};
+///
+/// # let directory = tempfile::tempdir().unwrap();
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let store = SqliteStore::open(directory.path().join("retake.db"))?;
+/// assert!(store.executions(&ExecutionFilter::default()).await?.is_empty());
+/// assert!(store.check().await?.problems.is_empty());
+/// # Ok::<(), retake::store::StoreError>(()) }).unwrap();
+/// ```
 #[derive(Debug)]
 pub struct SqliteStore {
     shared: Arc<Shared>,

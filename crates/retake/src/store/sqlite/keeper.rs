@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::chain;
-use super::db::Db;
+use super::db::{self, Db};
 use super::writer::{self, Job};
 use super::{Shared, schema};
 use crate::store::StoreError;
@@ -17,8 +17,8 @@ pub(super) const TASKS_MAX: usize = 64;
 /// How long the keeper lets writers wait for it, where the log must be cut.
 const BUSY_MAX: Duration = Duration::from_millis(200);
 
-/// Pages of the log past which it is cut, though writers wait for that: 64 MiB of 4 KiB pages.
-const LOG_PAGES_MAX: i64 = 16 * 1024;
+/// Pages of the log past which it is cut, though writers wait for the rest of it: 16 MiB of 4 KiB pages.
+const LOG_PAGES_MAX: i64 = 4 * 1024;
 
 /// What the keeper is asked to do.
 #[derive(Debug)]
@@ -99,7 +99,9 @@ impl Keeper {
 }
 
 fn move_log(db: &Db) -> Result<(), StoreError> {
-    let pages = db.number("SELECT log FROM pragma_wal_checkpoint('PASSIVE')", [])?;
+    let log_pages = |row: &rusqlite::Row<'_>| db::integer(row, 1);
+    let pages =
+        db.first("PRAGMA wal_checkpoint(PASSIVE)", [], |_| "the write-ahead log".to_owned(), log_pages)?;
     if pages.is_some_and(|pages| pages > LOG_PAGES_MAX) {
         cut_log(db)?;
     }

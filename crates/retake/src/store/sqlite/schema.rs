@@ -26,7 +26,10 @@ pub(super) const BUSY_MAX: Duration = Duration::from_secs(10);
 /// How often a new file is tried where another process makes it into a store at the same moment.
 const OPEN_ATTEMPTS_MAX: u32 = 100;
 
-/// How long to wait between two such attempts.
+/// How long one such attempt waits for the other process.
+const OPEN_BUSY: Duration = Duration::from_millis(100);
+
+/// How long to wait between two such attempts: SQLite does not wait at all where that could be a deadlock.
 const OPEN_PAUSE: Duration = Duration::from_millis(20);
 
 /// The first bytes of every SQLite file.
@@ -188,14 +191,14 @@ fn migrated(path: &Arc<Path>) -> Result<Db, StoreError> {
     let db = Db::new(open(path, flags)?, path);
     // Until the format is known, closing must not move the log into the file.
     db.checkpoint_on_close(false)?;
-    db.busy_timeout(BUSY_MAX)?;
+    db.busy_timeout(OPEN_BUSY)?;
     let format = recognised(&db)?;
     if format == 0 {
         // Both must come before the first table.
         db.script("PRAGMA auto_vacuum = INCREMENTAL;")?;
     }
     db.write_ahead()?;
-    set_up(&db, BUSY_MAX)?;
+    set_up(&db, OPEN_BUSY)?;
     for (version, sql) in MIGRATIONS.iter().filter(|(version, _)| *version > format) {
         db.script("BEGIN IMMEDIATE")?;
         let migrate = || -> Result<(), StoreError> {
@@ -213,6 +216,7 @@ fn migrated(path: &Arc<Path>) -> Result<Db, StoreError> {
         }
     }
     db.checkpoint_on_close(true)?;
+    db.busy_timeout(BUSY_MAX)?;
     if format < FORMAT {
         // An older version looks at the file's own header, so that it need not touch the log to refuse it.
         db.script("PRAGMA wal_checkpoint(TRUNCATE)")?;

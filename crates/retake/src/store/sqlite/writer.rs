@@ -44,7 +44,16 @@ pub(super) enum Job {
 }
 
 /// Does the work on the connection, or passes on why there was none.
-type Work = Box<dyn FnOnce(Result<&Db, StoreError>) -> Ran + Send>;
+type Work = Box<dyn FnOnce(Result<&Db, StoreError>, Company) -> Ran + Send>;
+
+/// Whether a job has the transaction to itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Company {
+    /// Where it fails, the transaction is abandoned.
+    Alone,
+    /// Where it fails, the others go on: it needs a savepoint.
+    Others,
+}
 
 /// A job that ran, and whose transaction has yet to be committed.
 pub(super) struct Ran {
@@ -58,9 +67,12 @@ pub(super) fn job<T: Send + 'static>(
     work: impl FnOnce(&Db, &mut Aftermath) -> Result<T, StoreError> + Send + 'static,
 ) -> (Work, oneshot::Receiver<Result<T, StoreError>>) {
     let (sender, receiver) = oneshot::channel();
-    let run = move |db: Result<&Db, StoreError>| -> Ran {
+    let run = move |db: Result<&Db, StoreError>, company: Company| -> Ran {
         let mut after = Aftermath::default();
-        let result = db.and_then(|db| db.nested(|| work(db, &mut after)));
+        let result = db.and_then(|db| match company {
+            Company::Alone => work(db, &mut after),
+            Company::Others => db.nested(|| work(db, &mut after)),
+        });
         let outcome = match &result {
             Ok(_) => Ok(after),
             Err(error) => Err(error.clone()),
@@ -134,8 +146,9 @@ impl Writer {
         let mut replies = Vec::with_capacity(jobs.len());
         let mut outcome =
             self.reopened().and_then(|()| self.db.script_as("beginning to write", "BEGIN IMMEDIATE"));
+        let company = if jobs.len() == 1 { Company::Alone } else { Company::Others };
         for job in jobs {
-            let ran = job(outcome.as_ref().map(|()| &self.db).map_err(Clone::clone));
+            let ran = job(outcome.as_ref().map(|()| &self.db).map_err(Clone::clone), company);
             match ran.outcome {
                 Ok(after) => {
                     log_bytes += after.bytes + JOB_LOG_BYTES;
@@ -143,11 +156,15 @@ impl Writer {
                 }
                 // SQLite ended the transaction, and all jobs of the batch with it.
                 Err(error) if outcome.is_ok() && self.db.is_idle() => outcome = Err(error),
+                Err(_) if company == Company::Alone => self.db.abandon(),
                 Err(_) => {}
             }
             replies.push(ran.reply);
         }
-        let outcome = outcome.and_then(|()| self.db.script_as("committing", "COMMIT"));
+        let outcome = match outcome {
+            Ok(()) if !self.db.is_idle() => self.db.script_as("committing", "COMMIT"),
+            nothing_to_commit => nothing_to_commit,
+        };
         self.db.abandon();
         if outcome.is_ok() {
             self.shared.count(replies.len());

@@ -1,0 +1,139 @@
+//! Damaged files: found, named, and never returned as data.
+
+use std::path::Path;
+
+use retake::execution::ExecutionId;
+use retake::store::{Ask, Delta, NewOperation, Request, SqliteStore, Store, StoreExt};
+use rusqlite::Connection;
+use uuid::Uuid;
+
+use super::*;
+
+#[tokio::test]
+async fn a_truncated_file_is_reported_and_not_returned_as_data() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let (id, _) = conversation(&store, 100, false).await;
+    drop(store);
+    let whole = std::fs::read(&path).unwrap();
+    for keep in [50, 4_096, whole.len() / 2, whole.len() - 4_096] {
+        std::fs::write(&path, &whole[..keep]).unwrap();
+        let Ok(store) = SqliteStore::open(&path) else { continue };
+        let sound = store.check().await.is_ok_and(|report| report.problems.is_empty());
+        assert!(!sound, "cut to {keep} of {} bytes", whole.len());
+        if let Ok(ctx) = store.context(id, 101).await {
+            assert_eq!(ctx.get_variable("messages").unwrap().as_array().unwrap().len(), 100);
+        }
+    }
+}
+
+/// Makes a store with a row in every table, and returns its execution.
+async fn furnished(path: &Path) -> ExecutionId {
+    let store = SqliteStore::open(path).unwrap();
+    let (id, _) = conversation(&store, 60, false).await;
+    let mut last = commit(id, 61, Delta::default());
+    last.checkpoint.label = Some("good".into());
+    last.checkpoint.operation = Some(NewOperation { who: "ada".into(), command: "checkpoint".into() });
+    store.commit(last).await.unwrap();
+    let operation = NewOperation { who: "ada".into(), command: "pause".into() };
+    store.ask(id, Request { id: Uuid::from_u128(5), ask: Ask::Pause, operation }).await.unwrap();
+    assert_eq!(store.check().await.unwrap().problems, Vec::<String>::new());
+    id
+}
+
+#[tokio::test]
+async fn a_flipped_value_in_any_row_of_any_table_is_found_and_named() {
+    let (directory, path) = place();
+    let id = furnished(&path).await;
+    let flips = [
+        ("UPDATE executions SET head = 60", format!("execution {id}")),
+        ("UPDATE executions SET fence = 9", format!("execution {id}")),
+        ("UPDATE executions SET name = 'x'", format!("execution {id}")),
+        ("UPDATE workflows SET definition = x'00'", "workflow 00000000-".into()),
+        (
+            "UPDATE deltas SET body = substr(body, 1, 8) || x'ff' || substr(body, 10) WHERE key = 61",
+            "delta 61".into(),
+        ),
+        ("UPDATE deltas SET base = 3 WHERE key = 61", "delta 61".into()),
+        ("UPDATE keyframes SET body = substr(body, 1, 50) || x'ff' || substr(body, 52)", "keyframe ".into()),
+        ("UPDATE checkpoints SET delta = 4 WHERE seq = 5", format!("checkpoint @5 of execution {id}")),
+        ("UPDATE checkpoints SET label = 'bad' WHERE seq = 62", format!("checkpoint @62 of execution {id}")),
+        (
+            "UPDATE checkpoints SET state = '\"Completed\"' WHERE seq = 5",
+            format!("checkpoint @5 of execution {id}"),
+        ),
+        ("UPDATE checkpoints SET cause = 7 WHERE seq = 5", format!("checkpoint @5 of execution {id}")),
+        ("UPDATE operations SET who = 'eve'", format!("operation 1 of execution {id}")),
+        ("UPDATE requests SET body = replace(body, 'pause', 'cancel')", "request 00000000-".into()),
+        ("DELETE FROM checkpoints WHERE seq = 62", format!("the head @62 of execution {id} is missing")),
+        (
+            "DELETE FROM keyframes; DELETE FROM deltas WHERE key = 5",
+            format!("the state of point @61 of execution {id}"),
+        ),
+    ];
+    for (sql, named) in flips {
+        let copy = directory.path().join("copy.db");
+        std::fs::copy(&path, &copy).unwrap();
+        let tamper = Connection::open(&copy).unwrap();
+        tamper.execute_batch(&format!("PRAGMA foreign_keys = OFF; {sql}")).unwrap();
+        assert!(tamper.changes() > 0, "{sql} changed nothing");
+        drop(tamper);
+        let problems = SqliteStore::open(&copy).unwrap().check().await.unwrap().problems;
+        assert!(problems.iter().any(|problem| problem.contains(&named)), "{sql}: {problems:?}");
+    }
+}
+
+#[tokio::test]
+async fn rows_that_changed_places_are_found() {
+    let (_directory, path) = place();
+    let id = furnished(&path).await;
+    Connection::open(&path)
+        .unwrap()
+        .execute_batch(
+            "PRAGMA foreign_keys = OFF; DELETE FROM keyframes;
+             UPDATE deltas SET key = -1 WHERE key = 60; UPDATE deltas SET key = 60 WHERE key = 61;
+             UPDATE deltas SET key = 61 WHERE key = -1;",
+        )
+        .unwrap();
+    let store = SqliteStore::open(&path).unwrap();
+    let error = store.state(id, 61).await.map(|_| ()).unwrap_err();
+    assert!(error.to_string().starts_with("delta 61 is damaged: "), "{error}");
+}
+
+#[tokio::test]
+async fn a_damaged_keyframe_costs_time_and_no_data() {
+    let (_directory, path) = place();
+    let id = furnished(&path).await;
+    let whole = SqliteStore::open(&path).unwrap().context(id, 61).await.unwrap();
+    Connection::open(&path).unwrap().execute_batch("UPDATE keyframes SET body = x'00'").unwrap();
+    let store = SqliteStore::open(&path).unwrap();
+    assert_eq!(store.context(id, 61).await.unwrap(), whole);
+    let problems = store.check().await.unwrap().problems;
+    assert!(
+        !problems.is_empty() && problems.iter().all(|problem| problem.starts_with("keyframe ")),
+        "{problems:?}"
+    );
+}
+
+#[tokio::test]
+async fn any_damaged_byte_of_the_file_is_no_panic_and_never_a_wrong_state() {
+    let (directory, path) = place();
+    let id = furnished(&path).await;
+    let store = SqliteStore::open(&path).unwrap();
+    let whole = [store.state(id, 61).await.unwrap(), store.state(id, 20).await.unwrap()];
+    drop(store);
+    let bytes = std::fs::read(&path).unwrap();
+    for place in (0..bytes.len()).step_by(1_499) {
+        let mut damaged = bytes.clone();
+        damaged[place] ^= 0x55;
+        let copy = directory.path().join(format!("copy-{place}.db"));
+        std::fs::write(&copy, damaged).unwrap();
+        let Ok(store) = SqliteStore::open(&copy) else { continue };
+        for (seq, whole) in [61, 20].into_iter().zip(&whole) {
+            if let Ok(state) = store.state(id, seq).await {
+                assert_eq!(&state, whole, "point @{seq} with byte {place} damaged");
+            }
+        }
+        drop(store.check().await);
+    }
+}

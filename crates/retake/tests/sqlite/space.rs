@@ -1,0 +1,202 @@
+//! What histories take on disk, and what pruning gives back.
+
+use retake::execution::ExecutionContext;
+use retake::store::{self, Cause, Delta, Origin, Seq, SqliteStore, Store, StoreError, StoreExt};
+use rusqlite::Connection;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::*;
+
+#[tokio::test]
+async fn a_thousand_appended_messages_take_little_more_than_themselves_and_are_read_from_near_the_point() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let (id, ctx) = conversation(&store, 1_000, false).await;
+    assert_eq!(store.context(id, 1_001).await.unwrap(), ctx);
+    let log = file_len(&path.with_extension("db-wal"));
+    assert!(log < 24 * 1024 * 1024, "the log has {log} bytes");
+    drop(store);
+    let final_state = store::encode("state", ctx.get_variable("messages").unwrap()).unwrap().len() as u64;
+    assert!(final_state > 1_000_000);
+    let file = file_len(&path);
+    assert!(file * 10 <= final_state * 25, "{file} bytes for a state of {final_state}");
+
+    let raw = Connection::open(&path).unwrap();
+    let number = |sql: &str| raw.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    let keyframes = number("SELECT count(*) FROM keyframes");
+    assert!((4..=12).contains(&keyframes), "{keyframes} keyframes");
+    let (weight, floor) = (number("SELECT weight FROM executions"), number("SELECT floor FROM executions"));
+    assert!(weight <= floor && floor <= 1_100_000, "{weight} bytes behind a keyframe of {floor}");
+}
+
+#[tokio::test]
+async fn compressed_checkpoints_are_smaller_and_say_so() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let (id, ctx) = conversation(&store, 50, true).await;
+    let history = store.history(id, store::HistoryPage { before: None, limit: Some(50) }).await.unwrap();
+    assert!(history.iter().all(|record| record.compressed && record.size_bytes < 900), "{history:?}");
+    assert_eq!(store.context(id, 51).await.unwrap(), ctx);
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_changes_nothing_shares_its_parents_bytes() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let id = begin(&store, "brave-otter").await;
+    advance(&store, id, 2, 4).await;
+    let mut rollback = commit(id, 4, Delta::default());
+    rollback.checkpoint.parent = Some(2);
+    rollback.checkpoint.cause = Cause::Rollback { to: 2 };
+    let record = store.commit(rollback).await.unwrap();
+    assert_eq!((record.seq, record.parent, record.size_bytes), (5, Some(2), 0));
+    assert_eq!(step(&store.state(id, 5).await.unwrap()), "2");
+    let fork = execution("fork", Some(Origin { execution_id: id, seq: 5 }));
+    let fork_id = fork.id;
+    assert_eq!(store.create(fork, checkpoint(Delta::default())).await.unwrap().size_bytes, 0);
+    assert_eq!(step(&store.state(fork_id, 1).await.unwrap()), "2");
+    let raw = Connection::open(&path).unwrap();
+    let deltas: i64 = raw.query_row("SELECT count(*) FROM deltas", [], |row| row.get(0)).unwrap();
+    assert_eq!(deltas, 4);
+}
+
+#[tokio::test]
+async fn every_kept_point_reads_as_before_after_pruning_compacting_and_the_loss_of_its_origin() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let (id, _) = conversation(&store, 200, false).await;
+    let fork = execution("fork", Some(Origin { execution_id: id, seq: 90 }));
+    let fork_id = fork.id;
+    store.create(fork, checkpoint(Delta::default())).await.unwrap();
+    let mut labelled = commit(id, 201, set("step", "202"));
+    labelled.checkpoint.label = Some("good".into());
+    labelled.checkpoint.parent = Some(50);
+    store.commit(labelled).await.unwrap();
+    advance(&store, id, 203, 230).await;
+
+    let mut kept = Vec::new();
+    for seq in [202, 226, 227, 228, 229, 230] {
+        kept.push((id, seq, store.state(id, seq).await.unwrap()));
+    }
+    kept.push((fork_id, 1, store.state(fork_id, 1).await.unwrap()));
+    assert_eq!(store.prune(id, 5).await.unwrap(), 224);
+    same(&store, &kept).await;
+    let error = store.state(id, 201).await.map(|_| ()).unwrap_err();
+    assert!(matches!(error, StoreError::Pruned { seq: 201, .. }), "{error}");
+    let raw = Connection::open(&path).unwrap();
+    let pages: u32 = raw.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+    let before = u64::from(pages) * 4_096;
+    store.compact().await.unwrap();
+    same(&store, &kept).await;
+    assert!(file_len(&path) * 2 < before, "{} of {before} bytes", file_len(&path));
+
+    assert_eq!(store.delete(id).await.unwrap(), 6);
+    let of_fork = &kept[6..];
+    same(&store, of_fork).await;
+    store.compact().await.unwrap();
+    same(&store, of_fork).await;
+    let deltas: i64 = raw.query_row("SELECT count(*) FROM deltas", [], |row| row.get(0)).unwrap();
+    assert_eq!(deltas, 1);
+}
+
+#[tokio::test]
+async fn pruning_after_every_save_keeps_the_file_small_and_rarely_writes_the_state() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let mut ctx = ExecutionContext::new(Uuid::from_u128(7));
+    ctx.set_variable("large".into(), json!("x".repeat(200_000)));
+    let mut new = execution("steady", None);
+    new.id = ctx.execution_id;
+    store.create(new, checkpoint(store::delta(None, &ctx, |_| None).unwrap())).await.unwrap();
+    let id = ctx.execution_id;
+    let raw = Connection::open(&path).unwrap();
+    let body = || -> i64 {
+        raw.query_row("SELECT coalesce(sum(key), 0) FROM deltas WHERE base IS NULL", [], |row| row.get(0))
+            .unwrap()
+    };
+    let mut roots = std::collections::BTreeSet::new();
+    for seq in 2..=600 {
+        store
+            .commit(commit(id, seq - 1, set("step", &format!("{seq} {}", "y".repeat(1_000)))))
+            .await
+            .unwrap();
+        store.prune(id, 10).await.unwrap();
+        roots.insert(body());
+    }
+    // 600 saves of 1 KB pay for a handful of states of 200 KB.
+    assert!((3..=30).contains(&roots.len()), "the state was written {} times", roots.len());
+    let rows: i64 = raw.query_row("SELECT count(*) FROM deltas", [], |row| row.get(0)).unwrap();
+    assert!(rows < 300, "{rows} deltas for 10 points");
+    assert_eq!(store.check().await.unwrap().problems, Vec::<String>::new());
+}
+
+/// Numbers that look drawn at random, and are the same in every run.
+struct Draws(u64);
+
+impl Draws {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+#[tokio::test]
+async fn large_random_histories_read_as_their_model_while_they_are_pruned_squashed_forked_and_reopened() {
+    for seed in 0..4 {
+        let (_directory, path) = place();
+        let mut store = SqliteStore::open(&path).unwrap();
+        let mut draws = Draws(seed);
+        let first = begin(&store, "brave-otter").await;
+        let mut heads = vec![(first, 1)];
+        let mut kept = std::collections::BTreeMap::from([((first, 1), store.state(first, 1).await.unwrap())]);
+        for n in 0..300 {
+            let place = draws.below(heads.len() as u64);
+            let (id, head) = heads[usize::try_from(place).unwrap()];
+            let seqs: Vec<Seq> = kept.keys().filter(|(of, _)| *of == id).map(|(_, seq)| *seq).collect();
+            let some = seqs[usize::try_from(draws.below(seqs.len() as u64)).unwrap()];
+            match draws.below(20) {
+                0 => {
+                    let keep = usize::try_from(draws.below(8)).unwrap();
+                    store.prune(id, keep).await.unwrap();
+                    let left = store.history(id, store::HistoryPage::default()).await.unwrap();
+                    kept.retain(|(of, seq), _| *of != id || left.iter().any(|record| record.seq == *seq));
+                    assert_eq!(kept.keys().filter(|(of, _)| *of == id).count(), left.len());
+                }
+                1 if heads.len() < 4 => {
+                    let new = execution(&format!("fork-{n}"), Some(Origin { execution_id: id, seq: some }));
+                    heads.push((new.id, 1));
+                    kept.insert((new.id, 1), kept[&(id, some)].clone());
+                    store.create(new, checkpoint(Delta::default())).await.unwrap();
+                }
+                2 if heads.len() > 2 => {
+                    heads.retain(|(of, _)| *of != id);
+                    kept.retain(|(of, _), _| *of != id);
+                    store.delete(id).await.unwrap();
+                }
+                3 => {
+                    drop(store);
+                    store = SqliteStore::open(&path).unwrap();
+                }
+                4 => store.compact().await.unwrap(),
+                act => {
+                    let text = format!("{n} {}", "z".repeat(usize::try_from(draws.below(9_000)).unwrap()));
+                    let mut next = commit(id, head, set(&format!("v{}", draws.below(6)), &text));
+                    let parent = if act < 7 { some } else { head };
+                    next.checkpoint.parent = Some(parent);
+                    next.checkpoint.compress = draws.below(2) == 0;
+                    next.checkpoint.label = (draws.below(12) == 0).then(|| format!("label-{n}"));
+                    let mut image = kept[&(id, parent)].clone();
+                    image.apply("the model", &next.checkpoint.delta).unwrap();
+                    store.commit(next).await.unwrap();
+                    kept.insert((id, head + 1), image);
+                    heads.iter_mut().find(|(of, _)| *of == id).unwrap().1 += 1;
+                }
+            }
+            if n % 20 == 0 {
+                let kept: Vec<_> = kept.iter().map(|((id, seq), image)| (*id, *seq, image.clone())).collect();
+                same(&store, &kept).await;
+            }
+        }
+    }
+}
