@@ -4,11 +4,13 @@
 //! checkpoint of its maps, is a pointer copy whatever the size.
 
 mod context;
+mod exact;
 mod map;
 mod result;
 mod variable;
 
 pub use context::{ExecutionCheckpoint, ExecutionContext, ExecutionState, WrongWorkflow};
+pub use exact::{ExactError, parse_exact};
 pub use map::{Cell, Change, Map, NodeResults, Shared, Variables};
 pub use result::{ExecutionResult, NodeExecutionResult, NodeMetrics, Read, Subject, TokenUsage};
 pub use variable::{Addition, AppendError, Variable};
