@@ -10,6 +10,8 @@ mod error;
 mod event;
 mod handler;
 mod held;
+#[cfg(feature = "nodes")]
+pub mod kinds;
 mod money;
 mod operation;
 mod plan;

@@ -239,6 +239,13 @@ impl NodeContext {
         });
     }
 
+    /// Returns the text with every secret that was looked up masked: to be done before a text is cut, which could leave
+    /// a part of a secret that nobody knows again.
+    #[cfg(feature = "nodes")]
+    pub(super) fn masked(&self, text: String) -> String {
+        self.shared.task.masks.text(text)
+    }
+
     pub(super) fn scope(&self) -> Arc<dyn Scope> {
         Arc::clone(&self.shared) as Arc<dyn Scope>
     }

@@ -91,6 +91,18 @@ impl Registry {
         Self::default()
     }
 
+    /// Returns a registry with the handlers of `run`, `http` and `llm`. Where language models are is told by the
+    /// environment: see [`LlmDefaults::from_environment`](super::kinds::LlmDefaults::from_environment).
+    #[cfg(feature = "nodes")]
+    pub fn with_defaults() -> Self {
+        use super::kinds::{HttpHandler, LlmDefaults, LlmHandler, RunHandler};
+
+        Self::new()
+            .with_kind("run", RunHandler::new())
+            .with_kind("http", HttpHandler::new())
+            .with_kind("llm", LlmHandler::new(LlmDefaults::from_environment()))
+    }
+
     /// Sets the handler of a kind, by its name in a workflow file: `run`, `http` or `llm`.
     pub fn with_kind(mut self, kind: &'static str, handler: impl Handler + 'static) -> Self {
         self.kinds.insert(kind, Arc::new(handler));

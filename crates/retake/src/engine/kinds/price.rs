@@ -1,0 +1,151 @@
+//! What the tokens of a model cost: told by the node, or listed. Decimals throughout; an unknown price stays unknown.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use rust_decimal::Decimal;
+use serde::Deserialize;
+
+use crate::engine::NodeError;
+use crate::execution::TokenUsage;
+use crate::workflow::Price;
+
+/// US dollars for a million tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rates {
+    input: Decimal,
+    output: Decimal,
+    cached_input: Decimal,
+}
+
+#[derive(Debug, Deserialize)]
+struct List {
+    as_of: String,
+    models: BTreeMap<String, Price>,
+}
+
+static LIST: LazyLock<List> = LazyLock::new(|| {
+    serde_json::from_str(include_str!("../../../data/prices.json"))
+        .expect("the list is part of the build, and tested")
+});
+
+/// Returns the month of the list of prices.
+pub(super) fn listed_as_of() -> &'static str {
+    &LIST.as_of
+}
+
+/// Returns the listed rates of a model. A dated version (`MODEL-2024-08-06`, `MODEL-20240806`) costs what its model costs,
+/// unless it is listed itself.
+pub(super) fn listed(model: &str) -> Option<Rates> {
+    let price = LIST.models.get(model).or_else(|| LIST.models.get(undated(model)?))?;
+    Rates::new(price).ok()
+}
+
+fn undated(model: &str) -> Option<&str> {
+    ["-0000-00-00", "-00000000"].into_iter().find_map(|form| {
+        let (name, date) = model.split_at_checked(model.len().checked_sub(form.len())?)?;
+        let fits = |(byte, form): (u8, u8)| if form == b'0' { byte.is_ascii_digit() } else { byte == form };
+        date.bytes().zip(form.bytes()).all(fits).then_some(name)
+    })
+}
+
+impl Rates {
+    /// Reads the rates that a node or the list tells.
+    pub(super) fn new(price: &Price) -> Result<Self, NodeError> {
+        let input = rate(&price.input)?;
+        let cached_input = price.cached_input.as_deref().map_or(Ok(input), rate)?;
+        Ok(Self { input, output: rate(&price.output)?, cached_input })
+    }
+
+    /// Returns what tokens cost in US dollars, or `None` where that is more than a decimal can hold.
+    pub(super) fn cost_usd(&self, usage: &TokenUsage) -> Option<Decimal> {
+        let cached = usage.cached_tokens.unwrap_or(0).min(usage.input_tokens);
+        let parts = [
+            (self.input, usage.input_tokens - cached),
+            (self.cached_input, cached),
+            (self.output, usage.output_tokens),
+        ];
+        let mut sum = Decimal::ZERO;
+        for (rate, tokens) in parts {
+            sum = sum.checked_add(rate.checked_mul(tokens.into())?)?;
+        }
+        sum.checked_div(Decimal::from(1_000_000))
+    }
+}
+
+fn rate(text: &str) -> Result<Decimal, NodeError> {
+    match Decimal::from_str_exact(text) {
+        Ok(rate) if !rate.is_sign_negative() => Ok(rate),
+        Ok(_) | Err(_) => Err(NodeError::permanent(format!(
+            "`{text}` is no price: write US dollars for a million tokens, such as \"2.50\""
+        ))),
+    }
+}
+
+/// Returns the float nearest to a decimal: written out shortest, it gives the decimal back.
+pub(super) fn nearest(cost_usd: Decimal) -> Option<f64> {
+    cost_usd.to_string().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn price(input: &str, output: &str, cached_input: Option<&str>) -> Price {
+        Price {
+            input: input.to_owned(),
+            output: output.to_owned(),
+            cached_input: cached_input.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn every_listed_price_can_be_read() {
+        for (model, price) in &LIST.models {
+            assert!(Rates::new(price).is_ok(), "{model}");
+        }
+    }
+
+    #[test]
+    fn cost_is_exact_and_cached_tokens_have_their_own_rate() {
+        let usage = TokenUsage { cached_tokens: Some(1_000), ..TokenUsage::new(3_000, 7) };
+        let cost =
+            |price: &Price| Rates::new(price).unwrap().cost_usd(&usage).unwrap().normalize().to_string();
+        assert_eq!(cost(&price("0.1", "0.7", Some("0.025"))), "0.0002299");
+        assert_eq!(cost(&price("0.1", "0.7", None)), "0.0003049");
+        assert_eq!(cost(&price("0", "0", None)), "0");
+    }
+
+    #[test]
+    fn the_largest_price_of_the_most_tokens_does_not_overflow() {
+        let rates = Rates::new(&price("999999999.999999999", "999999999.999999999", None)).unwrap();
+        let usage = TokenUsage::new(u32::MAX, u32::MAX);
+        assert_eq!(rates.cost_usd(&usage).unwrap().trunc().to_string(), "8589934589999");
+    }
+
+    #[test]
+    fn what_is_no_price_is_refused_by_name() {
+        for text in ["", "free", "-1", "1e3", "NaN"] {
+            let error = Rates::new(&price(text, "1", None)).unwrap_err();
+            assert!(error.message().starts_with(&format!("`{text}` is no price")), "{error}");
+            assert!(!error.is_retryable());
+        }
+    }
+
+    #[test]
+    fn a_dated_version_costs_what_its_model_costs_and_an_unknown_model_has_no_price() {
+        assert_eq!(listed("gpt-4o-2024-08-06"), listed("gpt-4o"));
+        assert_ne!(listed("gpt-4o-2024-05-13"), listed("gpt-4o"));
+        assert_eq!(listed("claude-haiku-4-5-20251001"), listed("claude-haiku-4-5"));
+        assert!(listed("gpt-4o-mini").is_some());
+        for unknown in ["gpt-4o-audio", "gpt-4o-mini-1234", "-2024-08-06", "", "llama"] {
+            assert_eq!(listed(unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn the_float_of_a_cost_is_written_as_the_cost() {
+        let cost = Decimal::from_str_exact("0.0002299").unwrap();
+        assert_eq!(nearest(cost).unwrap().to_string(), "0.0002299");
+    }
+}
