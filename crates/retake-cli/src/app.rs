@@ -56,7 +56,7 @@ impl App {
     pub(crate) fn engine(&self, store: Arc<dyn Store>) -> Result<Engine, Failure> {
         let engine = Engine::new(store)
             .with_clock(Arc::clone(&self.clock))
-            .with_registry(Registry::new())
+            .with_registry(Registry::with_defaults())
             .with_secrets(self.secrets()?);
         Ok(engine)
     }

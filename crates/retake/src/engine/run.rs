@@ -298,9 +298,9 @@ impl Run {
             return self.skip(node, Notes::default()).await;
         }
         let notes = match wanted(&workflow, &task) {
-            Ok((true, notes)) => notes,
-            Ok((false, notes)) => return self.skip(node, notes).await,
-            Err((why, notes)) => return self.record(self.failed_at_once(node, why, notes)).await,
+            (Ok(true), notes) => notes,
+            (Ok(false), notes) => return self.skip(node, notes).await,
+            (Err(why), notes) => return self.record(self.failed_at_once(node, why, notes)).await,
         };
         let definition = workflow.node(node);
         let mark = self.ctx.get_node_result(&id).filter(|record| record.result == ExecutionResult::Pending);
@@ -613,15 +613,12 @@ struct Extra {
     answers: Vec<uuid::Uuid>,
 }
 
-/// Says whether a node's condition holds, with what was read to tell; an error comes with it too.
-fn wanted(workflow: &Workflow, task: &Task) -> Result<(bool, Notes), (String, Notes)> {
-    let Some(condition) = &workflow.node(task.node).condition else { return Ok((true, Notes::default())) };
+/// Says whether a node's condition holds, with what was read to tell.
+fn wanted(workflow: &Workflow, task: &Task) -> (Result<bool, String>, Notes) {
+    let Some(condition) = &workflow.node(task.node).condition else { return (Ok(true), Notes::default()) };
     let ctx = NodeContext::new(task.clone(), 1, Notes::default());
     let holds = Template::condition(condition).and_then(|condition| condition.holds(&ctx.scope()));
-    match holds {
-        Ok(holds) => Ok((holds, ctx.take_notes())),
-        Err(error) => Err((format!("its condition: {error}"), ctx.take_notes())),
-    }
+    (holds.map_err(|error| format!("its condition: {error}")), ctx.take_notes())
 }
 
 /// Returns the record of an approval that somebody decided.
