@@ -1,1 +1,82 @@
-fn main() {}
+//! The project's own tasks: `cargo xtask test`, `bench` and `crash`.
+
+use std::process::ExitCode;
+
+use xshell::{Shell, cmd};
+
+/// What `cargo xtask` says when it is not told what to do.
+const USAGE: &str = "\
+usage: cargo xtask TASK
+
+  test          everything that must hold: formatting, lints, all tests with and without features, docs
+  bench [ARGS]  the ratios of docs/benchmarks.md, measured here and now
+  crash [KILLS] the crash test alone, with so many kills (1000)";
+
+/// Feature sets of the library beside the default one: each must build without warnings, and its tests must pass.
+const FEATURE_SETS: &[&str] = &["", "openapi", "store", "sqlite,testkit", "engine", "nodes,testkit,openapi"];
+
+/// Crates that `execution`, `checkpoint` and `rollback` must do without.
+const DRIVERS: &[&str] = &["tokio", "rusqlite", "libsqlite3-sys", "reqwest"];
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let task = arguments.next();
+    let rest: Vec<String> = arguments.collect();
+    let done = Shell::new().and_then(|shell| {
+        shell.change_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        match task.as_deref() {
+            Some("test") if rest.is_empty() => test(&shell),
+            Some("bench") => cmd!(shell, "cargo run --release -p retake-bench -- {rest...}").run(),
+            Some("crash") => crash(&shell, rest.first().map_or("1000", String::as_str)),
+            Some(_) | None => {
+                say(USAGE);
+                std::process::exit(2);
+            }
+        }
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn test(shell: &Shell) -> xshell::Result<()> {
+    // Not through RUSTFLAGS: every dependency would be built anew, apart from what a developer has built already.
+    let _warnings_are_errors = shell.push_env("RUSTDOCFLAGS", "-D warnings");
+    cmd!(shell, "cargo fmt --all --check").run()?;
+    no_driver_below_the_stores(shell)?;
+    for features in FEATURE_SETS {
+        cmd!(shell, "cargo clippy -p retake --lib --no-default-features --features {features} -- -D warnings").run()?;
+    }
+    cmd!(shell, "cargo clippy --workspace --all-features --all-targets -- -D warnings").run()?;
+    cmd!(shell, "cargo doc --workspace --all-features --no-deps").run()?;
+    // What has neither runtime nor driver is tested without them.
+    cmd!(shell, "cargo test -p retake --no-default-features").run()?;
+    cmd!(shell, "cargo test --workspace --all-features").run()
+}
+
+/// Proves that the three modules without I/O build without a runtime and without a driver.
+fn no_driver_below_the_stores(shell: &Shell) -> xshell::Result<()> {
+    let tree = cmd!(shell, "cargo tree -p retake --no-default-features --edges normal --prefix none").read()?;
+    for line in tree.lines() {
+        let name = line.split_whitespace().next().unwrap_or_default();
+        if DRIVERS.contains(&name) {
+            say(&format!("error: the library without features depends on {name}"));
+            std::process::exit(1);
+        }
+    }
+    Ok(())
+}
+
+fn crash(shell: &Shell, kills: &str) -> xshell::Result<()> {
+    let _kills = shell.push_env("RETAKE_KILLS", kills);
+    cmd!(shell, "cargo test --release -p retake-cli --test crash -- --nocapture").run()
+}
+
+#[expect(clippy::print_stderr, reason = "a task talks to whoever started it")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
