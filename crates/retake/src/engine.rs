@@ -4,6 +4,7 @@
 //! unless a person said so, and one that was in flight when its process died runs again, under the same idempotency
 //! key. A crash costs at most what the checkpoint policy had left unsaved.
 
+pub mod address;
 mod attempt;
 mod context;
 mod error;

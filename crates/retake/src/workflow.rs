@@ -33,7 +33,7 @@ mod expression;
 mod file;
 mod graph;
 mod source;
-mod suggestion;
+pub(crate) mod suggestion;
 
 pub use builder::Builder;
 pub use check::{NAME_BYTES_MAX, NODES_MAX, PROBLEMS_MAX};

@@ -22,7 +22,8 @@ pub(super) fn among<'w>(word: &str, words: impl IntoIterator<Item = &'w str>) ->
     }
 }
 
-fn nearest<'w>(word: &str, words: &[&'w str]) -> Option<&'w str> {
+/// Returns the word that is most like another, if one is much like it.
+pub(crate) fn nearest<'w>(word: &str, words: &[&'w str]) -> Option<&'w str> {
     words
         .iter()
         .filter_map(|known| {
