@@ -1,5 +1,6 @@
 //! What every command needs: the store, an engine on it, and who is asking.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use retake::clock::{Clock, SystemClock};
 use retake::engine::{Engine, EnvironmentSecrets, FileSecrets, Registry, Secrets};
 use retake::store::{MemoryStore, NewOperation, SqliteStore, Store};
 
-use crate::arguments::Arguments;
+use crate::arguments::{Arguments, STORE_DEFAULT};
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 
@@ -47,6 +48,10 @@ impl App {
     /// Opens a store that must be there.
     pub(crate) fn store(&self) -> Result<Arc<dyn Store>, Failure> {
         Ok(match self.location()? {
+            Location::Sqlite(path) if path.try_exists().is_ok_and(|exists| !exists) => {
+                let message = format!("no store at {}", path.display());
+                return Err(Failure::new(Code::NotFound, message).hint("`retake run FILE` makes one"));
+            }
             Location::Sqlite(path) => Arc::new(SqliteStore::open_existing(path)?),
             Location::Memory => Arc::new(MemoryStore::new()),
         })
@@ -63,19 +68,31 @@ impl App {
 
     /// Returns who is asking, and for what, for the operation log.
     pub(crate) fn operation(&self) -> NewOperation {
+        let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+        self.operation_by(format!("retake {command}"))
+    }
+
+    /// Returns who is asking, for something that is no command of its own: a signal.
+    pub(crate) fn operation_by(&self, command: impl Into<String>) -> NewOperation {
         let who = ["USER", "LOGNAME", "USERNAME"]
             .into_iter()
             .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
             .unwrap_or_else(|| "unknown".to_owned());
-        let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-        NewOperation { who, command: format!("retake {command}") }
+        NewOperation { who, command: command.into() }
+    }
+
+    /// Returns a command line to go on with, on the store that this command uses.
+    pub(crate) fn command_line(&self, rest: impl Display) -> String {
+        if self.store_url == STORE_DEFAULT || std::env::var("RETAKE_STORE").as_ref() == Ok(&self.store_url) {
+            return format!("retake {rest}");
+        }
+        format!("retake --store {} {rest}", self.store_url)
     }
 
     fn secrets(&self) -> Result<Arc<dyn Secrets>, Failure> {
         let Some(path) = &self.secrets else { return Ok(Arc::new(EnvironmentSecrets)) };
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Failure::system(format!("cannot read secrets from {}", path.display()), error)
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Failure::unreadable(format!("secrets from {}", path.display()), &error))?;
         let secrets = FileSecrets::parse(&text).map_err(|line| {
             Failure::new(Code::Usage, format!("{}:{line}: not a NAME=value line", path.display()))
         })?;
@@ -87,8 +104,12 @@ impl App {
         if url == "memory:" {
             return Ok(Location::Memory);
         }
-        if let Some(path) = url.strip_prefix("sqlite:") {
+        if let Some(path) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) {
             return Ok(Location::Sqlite(path.into()));
+        }
+        if url.is_empty() {
+            return Err(Failure::new(Code::Usage, "the store has no name")
+                .hint("name one by `--store` or RETAKE_STORE, or unset RETAKE_STORE"));
         }
         match url.split_once("://") {
             Some((scheme, _)) => Err(Failure::new(Code::Usage, format!("no store is called `{scheme}://`"))

@@ -4,6 +4,9 @@ use clap::{Parser, Subcommand};
 
 use crate::command;
 
+/// Where histories are kept unless the command line or the environment says otherwise.
+pub(crate) const STORE_DEFAULT: &str = ".retake/store.db";
+
 /// Checkpoints, resumes and rolls back workflow executions.
 ///
 /// RUN is a run's name, or any unique prefix of its id. RUN@12 is checkpoint 12 of it, RUN@LABEL a labelled one,
@@ -12,7 +15,7 @@ use crate::command;
 #[command(name = "retake", version, max_term_width = 100)]
 pub(crate) struct Arguments {
     /// Where histories are kept: a path, `sqlite:PATH` or `memory:`
-    #[arg(long, global = true, env = "RETAKE_STORE", value_name = "URL", default_value = ".retake/store.db")]
+    #[arg(long, global = true, env = "RETAKE_STORE", value_name = "URL", default_value = STORE_DEFAULT)]
     pub(crate) store: String,
 
     /// Print one JSON document (for `run` and `resume`: one a line)
@@ -30,6 +33,18 @@ pub(crate) struct Arguments {
 /// What to do. The struct of each command stands in the file that does it.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run a workflow from its start
+    Run(command::run::Run),
+    /// Go on with a run from its newest checkpoint
+    Resume(command::resume::Resume),
+    /// Check a workflow file
+    Validate(command::validate::Validate),
+    /// Print the JSON Schema of workflow files
+    Schema(command::schema::Schema),
+    /// Write a workflow to begin with
+    Init(command::init::Init),
+    /// Print what a shell needs to complete this command
+    Completions(command::completions::Completions),
     /// List runs, newest first
     Ls(command::ls::Ls),
 }

@@ -1,11 +1,13 @@
 //! What went wrong, as the user is told: a message, its causes, a hint, and the exit code.
 
 use std::error::Error;
+use std::fmt::Display;
+use std::io;
 use std::process::ExitCode;
 
 use retake::engine::EngineError;
 use retake::store::{Conflict, StoreError};
-use retake::workflow::WorkflowError;
+use retake::workflow::{Problem, WorkflowError};
 use serde_json::{Value, json};
 
 /// Why the command ends; each has its exit code, which scripts rely on.
@@ -76,9 +78,19 @@ impl Failure {
 
     /// Returns a failure of the operating system, or of what stands between it and the store.
     pub(crate) fn system(message: impl Into<String>, cause: impl Error) -> Self {
-        let mut failure = Self::new(Code::Store, message);
-        failure.causes = chain(Some(&cause));
+        Self::caused(Code::Store, message, &cause)
+    }
+
+    pub(crate) fn caused(code: Code, message: impl Into<String>, cause: &dyn Error) -> Self {
+        let mut failure = Self::new(code, message);
+        failure.causes = chain(Some(cause));
         failure
+    }
+
+    /// Returns the failure to read what the command line names.
+    pub(crate) fn unreadable(what: impl Display, error: &io::Error) -> Self {
+        let code = if error.kind() == io::ErrorKind::NotFound { Code::NotFound } else { Code::Usage };
+        Self::caused(code, format!("cannot read {what}"), error)
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -96,15 +108,28 @@ impl Failure {
     pub(crate) fn to_json(&self) -> Value {
         let message =
             std::iter::once(&self.message).chain(&self.causes).cloned().collect::<Vec<_>>().join(": ");
-        json!({"error": {"code": self.code.name(), "message": message, "hint": self.hint}})
+        let mut document =
+            json!({"error": {"code": self.code.name(), "message": message, "hint": self.hint}});
+        if let Some(report) = &self.report {
+            let first = report.problems().next();
+            document["error"]["hint"] = json!(first.and_then(Problem::hint).or(self.hint.as_deref()));
+            document["error"]["line"] = json!(report.line());
+            document["error"]["column"] = json!(report.column());
+        }
+        document
     }
 }
 
+/// Returns what each error of a chain adds to the one before.
 fn chain(first: Option<&dyn Error>) -> Vec<String> {
-    let mut causes = Vec::new();
+    let mut causes: Vec<String> = Vec::new();
     let mut next = first;
     while let Some(error) = next {
-        causes.push(error.to_string());
+        let cause = error.to_string();
+        let is_said = |above: &String| above.contains(&cause) || cause.contains(above.as_str());
+        if !causes.last().is_some_and(is_said) {
+            causes.push(cause);
+        }
         next = error.source();
     }
     causes
@@ -117,7 +142,11 @@ impl From<StoreError> for Failure {
             StoreError::NoPoint { .. } | StoreError::Pruned { .. } => {
                 (Code::NotFound, Some("`retake log RUN` lists the points that are there"))
             }
-            StoreError::Conflict(Conflict::NameTaken(_) | Conflict::IdTaken(_)) => (Code::Conflict, None),
+            StoreError::Conflict(Conflict::NameTaken(_)) => (
+                Code::Conflict,
+                Some("choose another with `--name`, or go on with that run: `retake resume RUN`"),
+            ),
+            StoreError::Conflict(Conflict::IdTaken(_)) => (Code::Conflict, None),
             StoreError::Conflict(Conflict::Leased { .. }) => {
                 (Code::Conflict, Some("wait until it ends, or stop it with `retake pause RUN`"))
             }

@@ -3,8 +3,12 @@
 mod app;
 mod arguments;
 mod command;
+mod drive;
 mod failure;
+mod inputs;
 mod output;
+mod progress;
+mod signals;
 
 use std::process::ExitCode;
 
@@ -24,6 +28,7 @@ fn main() -> ExitCode {
         Err(error) => return output.fail(&failure::Failure::system("the runtime cannot start", error)),
     };
     let code = runtime.block_on(async {
+        signals::survive_file_size_limits();
         let app = App::new(&arguments, output.clone());
         match command::execute(&app, arguments.command).await {
             Ok(code) => code,
@@ -32,5 +37,5 @@ fn main() -> ExitCode {
     });
     // What a node's handler still does must not keep the command from ending.
     runtime.shutdown_background();
-    code
+    output.close().unwrap_or(code)
 }

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use owo_colors::OwoColorize;
 use serde::Serialize;
@@ -12,21 +13,38 @@ use crate::failure::{Code, Failure};
 #[derive(Debug, Clone)]
 pub(crate) struct Output {
     pub(crate) json: bool,
+    data: Arc<Mutex<Data>>,
+}
+
+/// How stdout stands.
+#[derive(Debug)]
+enum Data {
+    Open,
+    /// Its reader has left, like `head`. That is no error: what follows is not wanted.
+    Left,
+    /// Something could not be written.
+    Lost(std::io::Error),
 }
 
 impl Output {
     pub(crate) fn new(json: bool) -> Self {
-        Self { json }
+        Self { json, data: Arc::new(Mutex::new(Data::Open)) }
     }
 
     /// Prints a line of data.
     pub(crate) fn line(&self, text: impl AsRef<str>) {
-        write_or_leave(anstream::stdout(), text.as_ref());
+        let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        let Data::Open = *data else { return };
+        let mut stdout = anstream::stdout().lock();
+        if let Err(error) = writeln!(stdout, "{}", text.as_ref()).and_then(|()| stdout.flush()) {
+            *data = if error.kind() == ErrorKind::BrokenPipe { Data::Left } else { Data::Lost(error) };
+        }
     }
 
     /// Prints a line about what happens.
     pub(crate) fn note(&self, text: impl AsRef<str>) {
-        write_or_leave(anstream::stderr(), text.as_ref());
+        // Where not even stderr takes a word, there is nobody to tell.
+        let _unheard = writeln!(anstream::stderr(), "{}", text.as_ref());
     }
 
     /// Prints a JSON document: on one line for a script, indented for a person.
@@ -39,44 +57,90 @@ impl Output {
         self.line(text.expect("a document has text keys"));
     }
 
+    /// Prints one JSON document of a stream.
+    pub(crate) fn event(&self, event: &impl Serialize) {
+        self.line(serde_json::to_string(event).expect("an event has text keys"));
+    }
+
     /// Prints why a command failed, and returns its exit code.
     pub(crate) fn fail(&self, failure: &Failure) -> ExitCode {
         if self.json {
             self.note(failure.to_json().to_string());
             return failure.code.exit();
         }
-        match &failure.report {
-            Some(report) => {
-                let mut drawn = String::new();
-                let handler = miette::GraphicalReportHandler::new();
-                match handler.render_report(&mut drawn, &**report) {
-                    Ok(()) => self.note(drawn.trim_end()),
-                    Err(_) => self.note(format!("{} {}", "error:".red().bold(), failure.message)),
-                }
+        match failure.report.as_ref().and_then(|report| draw(&**report)) {
+            Some(drawn) => self.note(drawn.trim_end()),
+            None => {
+                let mark = match failure.code {
+                    Code::Waiting => "waiting:".yellow().bold().to_string(),
+                    Code::Interrupted => "paused:".yellow().bold().to_string(),
+                    Code::RunFailed
+                    | Code::Usage
+                    | Code::NotFound
+                    | Code::Conflict
+                    | Code::Store
+                    | Code::Irreversible => "error:".red().bold().to_string(),
+                };
+                self.note(format!("{mark} {}", printable(&failure.message)));
             }
-            None => self.note(format!("{} {}", "error:".red().bold(), failure.message)),
         }
         for cause in &failure.causes {
-            self.note(format!("  {} {cause}", "because:".dimmed()));
+            self.note(format!("  {} {}", "because:".dimmed(), printable(cause)));
         }
         if let Some(hint) = &failure.hint {
             self.note(format!("  {} {hint}", "hint:".cyan()));
         }
         failure.code.exit()
     }
+
+    /// Ends the output. Returns another exit code than the command's own where data was lost.
+    pub(crate) fn close(&self) -> Option<ExitCode> {
+        let state =
+            std::mem::replace(&mut *self.data.lock().unwrap_or_else(PoisonError::into_inner), Data::Left);
+        match state {
+            Data::Open | Data::Left => None,
+            Data::Lost(error) => {
+                Some(self.fail(&Failure::system("not all of the output could be written", error)))
+            }
+        }
+    }
+}
+
+fn draw(report: &dyn miette::Diagnostic) -> Option<String> {
+    let mut drawn = String::new();
+    miette::GraphicalReportHandler::new().render_report(&mut drawn, report).ok()?;
+    Some(drawn)
+}
+
+/// Returns a text without what would steer a terminal: nodes, models and servers wrote it.
+pub(crate) fn printable(text: &str) -> String {
+    let text = anstream::adapter::strip_str(text).to_string();
+    text.chars().filter(|letter| !letter.is_control() || matches!(letter, '\n' | '\t')).collect()
 }
 
 /// Prints clap's word on a command line: help on stdout, errors on stderr.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
-    let _closed = error.print();
-    if error.use_stderr() { Code::Usage.exit() } else { ExitCode::SUCCESS }
+    if !error.use_stderr() {
+        let _reader_left = error.print();
+        return ExitCode::SUCCESS;
+    }
+    // The command line could not be read, so that it is asked directly.
+    if std::env::args_os().any(|argument| argument == "--json") {
+        let text = error.render().to_string();
+        let text = text.trim().strip_prefix("error: ").unwrap_or(&text);
+        let (message, _usage) = text.split_once("\n\n").unwrap_or((text, ""));
+        return Output::new(true).fail(&Failure::new(Code::Usage, message));
+    }
+    let _unheard = error.print();
+    Code::Usage.exit()
 }
 
-/// Writes a line. A reader that has left, like `head`, is no error: the command ends quietly.
-fn write_or_leave(mut stream: impl Write, text: &str) {
-    if let Err(error) = writeln!(stream, "{text}") {
-        if error.kind() == ErrorKind::BrokenPipe {
-            std::process::exit(0);
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_steer_a_terminal_is_not_printed() {
+        assert_eq!(printable("a\u{1b}[31mred\u{1b}[0m\r\u{7}b\n\tc"), "aredb\n\tc");
     }
 }

@@ -39,7 +39,7 @@ pub use builder::Builder;
 pub use check::{NAME_BYTES_MAX, NODES_MAX, PROBLEMS_MAX};
 pub use definition::{
     Approval, Call, Definition, Effect, Http, InputError, InputSpec, InputType, Llm, MAX_PARALLEL_DEFAULT,
-    Method, Node, NodeKind, OnError, Price, Retry, Run, StoredDefinitionError, Wait,
+    Method, Node, NodeKind, OnError, Price, Retry, Run, StoredDefinitionError, TypedError, Wait,
 };
 pub use duration::{DurationError, parse_duration};
 pub use error::{Problem, WorkflowError};

@@ -196,6 +196,11 @@ impl Run {
         &self.name
     }
 
+    /// Returns the workflow that it runs.
+    pub fn workflow(&self) -> &Workflow {
+        &self.workflow
+    }
+
     /// Returns a handle to stop the run with.
     pub fn control(&self) -> Control {
         self.signals.0.clone()

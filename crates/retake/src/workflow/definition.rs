@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use input::{InputError, InputSpec, InputType};
+pub use input::{InputError, InputSpec, InputType, TypedError};
 pub use kind::{Approval, Call, Http, Llm, Method, NodeKind, Price, Run, Wait};
 
 use super::duration;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Definition;
+use crate::execution::{ExactError, parse_exact};
 use crate::workflow::suggestion;
 
 /// What an input must be.
@@ -74,6 +75,21 @@ pub enum InputError {
         /// What it must be.
         expected: InputType,
     },
+}
+
+/// A value that somebody typed and that an input cannot take.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TypedError {
+    /// It is of another type.
+    #[error("it must be {expected}")]
+    Mismatch {
+        /// What it must be.
+        expected: InputType,
+    },
+    /// It would be changed on the way.
+    #[error(transparent)]
+    Inexact(ExactError),
 }
 
 impl Definition {
@@ -176,13 +192,16 @@ impl InputType {
     /// Returns the value that somebody typed, as on a command line: text stays as it is, every other type is read as
     /// JSON, and `any` is JSON where it can be and else text.
     ///
-    /// `None` if it is not of this type.
-    pub fn read(self, typed: &str) -> Option<Value> {
-        let value = match (self, serde_json::from_str(typed)) {
-            (Self::String, _) | (Self::Any, Err(_)) => Value::String(typed.to_owned()),
-            (_, parsed) => parsed.ok()?,
+    /// # Errors
+    /// [`TypedError`] for a value of another type, and for JSON that would not be kept exactly.
+    pub fn read(self, typed: &str) -> Result<Value, TypedError> {
+        let value = match (self, parse_exact(typed)) {
+            (Self::String, _) | (Self::Any, Err(ExactError::NotJson(_))) => Value::String(typed.to_owned()),
+            (_, Ok(value)) => value,
+            (_, Err(ExactError::NotJson(_))) => return Err(TypedError::Mismatch { expected: self }),
+            (_, Err(inexact)) => return Err(TypedError::Inexact(inexact)),
         };
-        self.accepts(&value).then_some(value)
+        if self.accepts(&value) { Ok(value) } else { Err(TypedError::Mismatch { expected: self }) }
     }
 }
 
@@ -208,12 +227,22 @@ mod tests {
 
     #[test]
     fn what_is_typed_is_read_by_the_input_s_type() {
-        assert_eq!(InputType::String.read("5"), Some(json!("5")));
-        assert_eq!(InputType::Integer.read("5"), Some(json!(5)));
-        assert_eq!(InputType::Integer.read("5.5"), None);
-        assert_eq!(InputType::List.read("[1]"), Some(json!([1])));
-        assert_eq!(InputType::List.read("otters"), None);
-        assert_eq!(InputType::Any.read("otters"), Some(json!("otters")));
-        assert_eq!(InputType::Any.read("5"), Some(json!(5)));
+        assert_eq!(InputType::String.read("5").unwrap(), json!("5"));
+        assert_eq!(InputType::Integer.read("5").unwrap(), json!(5));
+        assert!(matches!(InputType::Integer.read("5.5"), Err(TypedError::Mismatch { .. })));
+        assert_eq!(InputType::List.read("[1]").unwrap(), json!([1]));
+        assert!(matches!(InputType::List.read("otters"), Err(TypedError::Mismatch { .. })));
+        assert_eq!(InputType::Any.read("otters").unwrap(), json!("otters"));
+        assert_eq!(InputType::Any.read("5").unwrap(), json!(5));
+    }
+
+    #[test]
+    fn a_typed_number_is_kept_exactly_or_refused() {
+        assert_eq!(InputType::Integer.read("18446744073709551615").unwrap(), json!(u64::MAX));
+        for kind in [InputType::Integer, InputType::Number, InputType::Any] {
+            let error = kind.read("98765432109876543210").unwrap_err();
+            assert!(matches!(error, TypedError::Inexact(_)), "{kind} gave {error}");
+        }
+        assert_eq!(InputType::String.read("98765432109876543210").unwrap(), json!("98765432109876543210"));
     }
 }

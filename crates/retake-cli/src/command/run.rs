@@ -1,0 +1,85 @@
+//! `retake run`: a workflow, from its start.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+use retake::engine::Start;
+use retake::workflow::NAME_BYTES_MAX;
+
+use crate::app::App;
+use crate::drive::drive;
+use crate::failure::Failure;
+use crate::inputs;
+use crate::signals::Wishes;
+
+/// Run a workflow from its start.
+///
+/// Ctrl-C lets the nodes that run finish, and a second one stops at once; `retake resume` goes on from there.
+///
+/// Exit codes: 0 completed, 1 failed, 2 wrong file or inputs, 5 waiting for approval, 6 the store failed, 130 stopped.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// The workflow, in YAML or JSON; `-` reads it from stdin
+    file: PathBuf,
+
+    /// An input; `k=@FILE` reads it from a file, `k=@@x` is the text `@x`
+    #[arg(short, long = "input", value_name = "K=V")]
+    input: Vec<String>,
+
+    /// Inputs from a JSON object in a file
+    #[arg(long, value_name = "FILE")]
+    inputs: Option<PathBuf>,
+
+    /// What to call the run; without it, a name is drawn
+    #[arg(long, value_name = "NAME", value_parser = run_name)]
+    name: Option<String>,
+}
+
+impl Run {
+    pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
+        let workflow = inputs::workflow(&self.file)?;
+        let inputs = inputs::collect(workflow.definition(), self.inputs.as_deref(), &self.input)?;
+        let engine = app.engine(app.make_store()?)?;
+        let wishes =
+            Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
+        let run = engine.start(Arc::new(workflow), Start { inputs, name: self.name }).await?;
+        drive(app, run, wishes).await
+    }
+}
+
+/// Reads a name that can stand in an address, before an `@`, and is not taken for an option or an id.
+pub(crate) fn run_name(text: &str) -> Result<String, String> {
+    let is_allowed = |letter: char| letter.is_alphanumeric() || matches!(letter, '-' | '_' | '.');
+    if let Some(letter) = text.chars().find(|letter| !is_allowed(*letter)) {
+        return Err(format!("`{letter}` cannot stand in a name: use letters, digits, `-`, `_` and `.`"));
+    }
+    if !text.starts_with(char::is_alphanumeric) {
+        return Err("a name begins with a letter or a digit".to_owned());
+    }
+    if text.len() > NAME_BYTES_MAX {
+        return Err(format!("a name has at most {NAME_BYTES_MAX} bytes"));
+    }
+    if uuid::Uuid::try_parse(text).is_ok() {
+        return Err("it looks like the id of another run".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_can_stand_in_an_address() {
+        for name in ["a", "brave-otter", "v1.2_x", "2026-01-31", "bär"] {
+            assert_eq!(run_name(name).as_deref(), Ok(name));
+        }
+        for name in ["", "a@2", "-x", ".hidden", "a b", "a/b", "a{b", "0199aaaa-0000-7000-8000-000000000000"]
+        {
+            assert!(run_name(name).is_err(), "{name} was taken");
+        }
+        assert!(run_name(&"a".repeat(101)).is_err());
+    }
+}
