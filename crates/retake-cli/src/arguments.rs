@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Schema(command::schema::Schema),
     /// Write a workflow to begin with
     Init(command::init::Init),
+    /// Watch a run being killed, resumed and rolled back, and count what that saves
+    Demo(command::demo::Demo),
     /// Print what a shell needs to complete this command
     Completions(command::completions::Completions),
     /// List runs, newest first

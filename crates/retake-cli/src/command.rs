@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod completions;
+pub(crate) mod demo;
 pub(crate) mod init;
 pub(crate) mod ls;
 pub(crate) mod resume;
@@ -22,6 +23,7 @@ pub(crate) async fn execute(app: &App, command: Command) -> Result<ExitCode, Fai
         Command::Validate(validate) => validate.execute(app),
         Command::Schema(schema) => schema.execute(app),
         Command::Init(init) => init.execute(app),
+        Command::Demo(demo) => demo.execute(app).await,
         Command::Completions(completions) => completions.execute(app),
         Command::Ls(ls) => ls.execute(app).await,
     }
