@@ -1,7 +1,7 @@
 //! What every command needs: the store, an engine on it, and who is asking.
 
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use retake::clock::{Clock, SystemClock};
@@ -87,6 +87,23 @@ impl App {
             return format!("retake {rest}");
         }
         format!("retake --store {} {rest}", self.store_url)
+    }
+
+    /// Returns the file that the store is in, if it is one.
+    pub(crate) fn store_file(&self) -> Result<Option<PathBuf>, Failure> {
+        Ok(match self.location()? {
+            Location::Sqlite(path) => Some(path),
+            Location::Memory => None,
+        })
+    }
+
+    /// Returns the bytes that the store takes on disk, its write-ahead log included, if it is a file.
+    pub(crate) fn stored_bytes(&self) -> Result<Option<u64>, Failure> {
+        let Some(path) = self.store_file()? else { return Ok(None) };
+        let mut log = path.clone().into_os_string();
+        log.push("-wal");
+        let size = |path: &Path| std::fs::metadata(path).ok().map(|file| file.len());
+        Ok(size(&path).map(|bytes| bytes + size(Path::new(&log)).unwrap_or(0)))
     }
 
     fn secrets(&self) -> Result<Arc<dyn Secrets>, Failure> {

@@ -49,4 +49,30 @@ pub(crate) enum Command {
     Completions(command::completions::Completions),
     /// List runs, newest first
     Ls(command::ls::Ls),
+    /// Show a run's history, newest first
+    Log(command::log::Log),
+    /// Show the state of a run at a point, or one node of it
+    Show(command::show::Show),
+    /// Make a checkpoint now
+    Checkpoint(command::checkpoint::Checkpoint),
+    /// Go back to a point of a run
+    Rollback(command::rollback::Rollback),
+    /// Take back a run's last operation
+    Undo(command::undo::Undo),
+    /// Do again what was taken back last
+    Redo(command::redo::Redo),
+    /// Show what people did to a run
+    Op(command::op::Op),
+    /// Approve or reject what a run waits for
+    Approve(command::approve::Approve),
+    /// Pause a run
+    Pause(command::pause::Pause),
+    /// End a run
+    Cancel(command::cancel::Cancel),
+    /// Remove old checkpoints
+    Prune(command::prune::Prune),
+    /// Remove a run with its history
+    Rm(command::rm::Rm),
+    /// Read and verify every record of the store
+    Doctor(command::doctor::Doctor),
 }

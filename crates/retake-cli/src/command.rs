@@ -1,12 +1,25 @@
 //! The commands, one file each.
 
+pub(crate) mod approve;
+pub(crate) mod cancel;
+pub(crate) mod checkpoint;
 pub(crate) mod completions;
 pub(crate) mod demo;
+pub(crate) mod doctor;
 pub(crate) mod init;
+pub(crate) mod log;
 pub(crate) mod ls;
+pub(crate) mod op;
+pub(crate) mod pause;
+pub(crate) mod prune;
+pub(crate) mod redo;
 pub(crate) mod resume;
+pub(crate) mod rm;
+pub(crate) mod rollback;
 pub(crate) mod run;
 pub(crate) mod schema;
+pub(crate) mod show;
+pub(crate) mod undo;
 pub(crate) mod validate;
 
 use std::process::ExitCode;
@@ -26,5 +39,18 @@ pub(crate) async fn execute(app: &App, command: Command) -> Result<ExitCode, Fai
         Command::Demo(demo) => demo.execute(app).await,
         Command::Completions(completions) => completions.execute(app),
         Command::Ls(ls) => ls.execute(app).await,
+        Command::Log(log) => log.execute(app).await,
+        Command::Show(show) => show.execute(app).await,
+        Command::Checkpoint(checkpoint) => checkpoint.execute(app).await,
+        Command::Rollback(rollback) => rollback.execute(app).await,
+        Command::Undo(undo) => undo.execute(app).await,
+        Command::Redo(redo) => redo.execute(app).await,
+        Command::Op(op) => op.execute(app).await,
+        Command::Approve(approve) => approve.execute(app).await,
+        Command::Pause(pause) => pause.execute(app).await,
+        Command::Cancel(cancel) => cancel.execute(app).await,
+        Command::Prune(prune) => prune.execute(app).await,
+        Command::Rm(rm) => rm.execute(app).await,
+        Command::Doctor(doctor) => doctor.execute(app).await,
     }
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::process::ExitCode;
 
 use retake::engine::EngineError;
+use retake::engine::address::AddressError;
 use retake::store::{Conflict, StoreError};
 use retake::workflow::{Problem, WorkflowError};
 use serde_json::{Value, json};
@@ -204,5 +205,38 @@ impl From<EngineError> for Failure {
             | EngineError::NoDefinition { .. }
             | _ => Self::of(Code::Usage, &error),
         }
+    }
+}
+
+impl From<AddressError> for Failure {
+    fn from(error: AddressError) -> Self {
+        let (code, hint) = match &error {
+            AddressError::UnknownRun { near: Some(near), .. } => {
+                (Code::NotFound, format!("did you mean `{near}`? `retake ls` lists the runs"))
+            }
+            AddressError::UnknownRun { near: None, .. } => {
+                (Code::NotFound, "`retake ls` lists the runs".to_owned())
+            }
+            AddressError::Ambiguous { .. } => (Code::Usage, "write more of the id, or the name".to_owned()),
+            AddressError::NoLabel { name, known, .. } if known.is_empty() => (
+                Code::NotFound,
+                format!("it has no labels: `retake checkpoint {name} --label LABEL` sets one"),
+            ),
+            AddressError::NoLabel { known, .. } => {
+                let known: Vec<String> = known.iter().map(|label| format!("`{label}`")).collect();
+                (Code::NotFound, format!("its labels are {}", known.join(", ")))
+            }
+            AddressError::NeverRecorded { name, .. }
+            | AddressError::TooFarBack { name, .. }
+            | AddressError::NothingThatLongAgo { name, .. } => {
+                (Code::NotFound, format!("`retake log {name}` lists the points that are there"))
+            }
+            AddressError::Store(error) => return error.clone().into(),
+            AddressError::Syntax { .. } | _ => (
+                Code::Usage,
+                "RUN, RUN@12, RUN@LABEL, RUN@node:ID, RUN@-1 and RUN@{5m} are addresses".to_owned(),
+            ),
+        };
+        Self::of(code, &error).hint(hint)
     }
 }

@@ -2,13 +2,17 @@
 
 mod app;
 mod arguments;
+mod assignment;
 mod command;
 mod drive;
 mod failure;
 mod inputs;
 mod output;
 mod progress;
+mod question;
 mod signals;
+mod table;
+mod wording;
 
 use std::process::ExitCode;
 

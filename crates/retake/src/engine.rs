@@ -29,6 +29,7 @@ pub use context::{NodeContext, hash_now};
 pub use error::EngineError;
 pub use event::Event;
 pub use handler::{Handler, NodeError, Registry};
+pub use money::usd;
 pub use operation::Decision;
 pub use plan::{Effects, Extent, Plan, Rerun, Rollback, VariableChange};
 pub use run::{Control, Outcome, Run};

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::failure::Failure;
+use crate::table::{Cell, Table};
+use crate::wording;
 
 /// List runs, newest first.
 #[derive(Debug, Args)]
@@ -27,10 +29,10 @@ impl Ls {
         let runs = app.store()?.executions(&filter).await?;
         if app.output.json {
             app.output.document(&runs.iter().map(document).collect::<Vec<_>>());
+        } else if runs.is_empty() {
+            app.output.note("no runs");
         } else {
-            for run in &runs {
-                app.output.line(format!("{}  {}  @{}", run.name, run.state.name(), run.head));
-            }
+            table(app, &runs).print(&app.output);
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -47,4 +49,21 @@ fn document(run: &ExecutionRecord) -> Value {
         "updated_at": run.updated_at,
         "running_in": run.leased_by,
     })
+}
+
+fn table(app: &App, runs: &[ExecutionRecord]) -> Table {
+    let now = app.clock.now();
+    let mut table = Table::new(["RUN", "STATUS", "HEAD", "WORKFLOW", "CHANGED", "CREATED"]);
+    for run in runs {
+        let status = wording::standing(run);
+        table.row([
+            (&run.name).into(),
+            Cell::styled(status, wording::colour(status)),
+            format!("@{}", run.head).into(),
+            (&run.workflow_name).into(),
+            wording::age(now, run.updated_at).into(),
+            wording::age(now, run.created_at).into(),
+        ]);
+    }
+    table
 }

@@ -35,7 +35,7 @@ impl Sum {
 }
 
 /// Returns US dollars as a decimal without needless zeros.
-pub(crate) fn usd(amount: f64) -> String {
+pub fn usd(amount: f64) -> String {
     let text = format!("{amount:.DECIMALS$}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }

@@ -1,0 +1,59 @@
+//! Values on the command line: `k=v`, JSON, text, `@FILE`.
+
+use retake::execution::parse_exact;
+use serde_json::Value;
+
+use crate::failure::{Code, Failure};
+
+/// Reads `NAME=VALUE`.
+pub(crate) fn assignment(text: &str) -> Result<(String, Value), Failure> {
+    match text.split_once('=') {
+        Some((name, given)) if !name.is_empty() => Ok((name.to_owned(), value(given)?)),
+        Some(_) | None => Err(Failure::new(Code::Usage, format!("`{text}` is not NAME=VALUE"))),
+    }
+}
+
+/// Reads a value: JSON if it is JSON, else text; `@FILE` is what the file holds, read in the same
+/// way, and `@@` a text's own `@`.
+pub(crate) fn value(text: &str) -> Result<Value, Failure> {
+    let path = match text.strip_prefix('@') {
+        None => return Ok(json_or_text(text)),
+        Some(escaped) if escaped.starts_with('@') => return Ok(json_or_text(escaped)),
+        Some(path) => path,
+    };
+    let held = std::fs::read_to_string(path).map_err(|error| {
+        let mut failure = Failure::new(Code::Usage, format!("cannot read a value from {path}"));
+        failure.causes.push(error.to_string());
+        failure
+    })?;
+    Ok(json_or_text(&held))
+}
+
+fn json_or_text(text: &str) -> Value {
+    parse_exact(text).unwrap_or_else(|_| Value::String(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_value_is_json_if_it_is_and_text_if_not() {
+        for (text, wanted) in [
+            ("n=3", json!(3)),
+            ("n=true", json!(true)),
+            ("n=[1, \"a\"]", json!([1, "a"])),
+            ("n=\"3\"", json!("3")),
+            ("n=warm and dry", json!("warm and dry")),
+            ("n=", json!("")),
+            ("n=a=b", json!("a=b")),
+            ("n=@@home", json!("@home")),
+        ] {
+            assert_eq!(assignment(text).unwrap(), ("n".to_owned(), wanted), "{text}");
+        }
+        assert!(assignment("n").is_err());
+        assert!(assignment("=3").is_err());
+    }
+}

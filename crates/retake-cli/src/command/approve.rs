@@ -1,0 +1,52 @@
+//! `retake approve`: decides what a run waits for.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use retake::engine::{Decision, address};
+use retake::store::StoreExt;
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::assignment;
+use crate::failure::Failure;
+
+/// Approve or reject what a run waits for.
+#[derive(Debug, Args)]
+pub(crate) struct Approve {
+    /// The run
+    run: String,
+
+    /// The approval's node
+    node: String,
+
+    /// Reject it
+    #[arg(long)]
+    reject: bool,
+
+    /// What to add, as JSON, as text, or as @FILE; it becomes part of the node's output
+    #[arg(long, value_name = "JSON")]
+    with: Option<String>,
+}
+
+impl Approve {
+    pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
+        let with = self.with.as_deref().map(assignment::value).transpose()?.unwrap_or(Value::Null);
+        let engine = app.engine(app.store()?)?;
+        let run = address::resolve_run(&**engine.store(), &self.run).await?;
+        let approved = !self.reject;
+        let head = engine.approve(run.id, &self.node, Decision { approved, with }, app.operation()).await?;
+        if app.output.json {
+            app.output.document(&json!({
+                "execution": run.id, "name": run.name, "node": self.node, "approved": approved, "head": head,
+            }));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let decided = if approved { "approved" } else { "rejected" };
+        app.output.line(format!("{decided} {} of {} at @{head}", self.node, run.name));
+        if engine.store().require(run.id).await?.leased_by.is_none() {
+            app.output.note(format!("`{}` goes on", app.command_line(format!("resume {}", run.name))));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

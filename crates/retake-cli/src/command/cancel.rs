@@ -1,0 +1,34 @@
+//! `retake cancel`: ends a run.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use retake::engine::address;
+use retake::store::StoreExt;
+use serde_json::json;
+
+use crate::app::App;
+use crate::failure::Failure;
+
+/// End a run, and the nodes that are in flight; `retake undo` takes it back.
+#[derive(Debug, Args)]
+pub(crate) struct Cancel {
+    /// The run
+    run: String,
+}
+
+impl Cancel {
+    pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
+        let engine = app.engine(app.store()?)?;
+        let run = address::resolve_run(&**engine.store(), &self.run).await?;
+        let head = engine.cancel(run.id, app.operation()).await?;
+        let status = engine.store().require(run.id).await?.state.name();
+        if app.output.json {
+            app.output
+                .document(&json!({"execution": run.id, "name": run.name, "status": status, "head": head}));
+        } else {
+            app.output.line(format!("{} is {status} at @{head}", run.name));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

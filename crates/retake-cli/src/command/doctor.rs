@@ -1,0 +1,51 @@
+//! `retake doctor`: looks at every record of the store.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use retake::store::FORMAT;
+use serde_json::json;
+
+use crate::app::App;
+use crate::failure::{Code, Failure};
+use crate::wording;
+
+/// Read and verify every record of the store.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {}
+
+impl Doctor {
+    pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
+        let path = app.store_file()?;
+        let bytes = app.stored_bytes()?;
+        let report = app.store()?.check().await?;
+        let is_sound = report.problems.is_empty();
+        // Opening a store brings it up to date, so its format is the newest.
+        let format = path.is_some().then_some(FORMAT);
+        if app.output.json {
+            app.output.document(&json!({
+                "sound": is_sound,
+                "store": path,
+                "format": format,
+                "file_bytes": bytes,
+                "executions": report.executions,
+                "checkpoints": report.checkpoints,
+                "bytes": report.bytes,
+                "problems": report.problems,
+            }));
+        } else {
+            if let (Some(path), Some(format), Some(bytes)) = (&path, format, bytes) {
+                app.output.line(format!("{}: format {format}, {}", path.display(), wording::bytes(bytes)));
+            }
+            app.output.line(format!(
+                "{}, {} and {} of records were read",
+                wording::count(report.executions, "run"),
+                wording::count(report.checkpoints, "checkpoint"),
+                wording::bytes(report.bytes),
+            ));
+            report.problems.iter().for_each(|problem| app.output.line(wording::plain(problem)));
+            app.output.line(if is_sound { "the store is sound" } else { "the store is damaged" });
+        }
+        Ok(if is_sound { ExitCode::SUCCESS } else { Code::Store.exit() })
+    }
+}

@@ -1,0 +1,43 @@
+//! `retake redo`: does again what was taken back.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use retake::engine::address;
+use retake::store::Cause;
+use serde_json::json;
+
+use crate::app::App;
+use crate::failure::Failure;
+use crate::wording;
+
+/// Do again what `retake undo` took back last.
+#[derive(Debug, Args)]
+pub(crate) struct Redo {
+    /// The run
+    run: String,
+}
+
+impl Redo {
+    pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
+        let engine = app.engine(app.store()?)?;
+        let run = address::resolve_run(&**engine.store(), &self.run).await?;
+        let head = engine.redo(run.id, app.operation()).await?;
+        let log = engine.store().operations(run.id).await?;
+        let number = log.iter().find(|record| record.after == head).and_then(|record| match record.cause {
+            Cause::Redo { operation } => Some(operation),
+            _ => None,
+        });
+        let operation = log.iter().find(|record| Some(record.number) == number);
+        if app.output.json {
+            let command = operation.map(|operation| &operation.command);
+            app.output.document(&json!({
+                "execution": run.id, "name": run.name, "head": head, "operation": number, "command": command,
+            }));
+        } else {
+            let what = operation.map_or_else(String::new, |operation| wording::plain(&operation.command));
+            app.output.line(format!("did again `{what}`: {} is at @{head}", run.name));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,312 @@
+//! `retake show`: the state at a point, or one node of it.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use owo_colors::{OwoColorize, Style};
+use retake::engine::address::{self, Address, Resolved};
+use retake::engine::{Engine, EngineError, hash_now, standing, usd};
+use retake::execution::{ExecutionContext, ExecutionState, NodeExecutionResult, Read, Subject, node_id};
+use retake::store::StoreExt;
+use retake::workflow::Workflow;
+use serde_json::{Map, Value, json};
+
+use crate::app::App;
+use crate::failure::{Code, Failure};
+use crate::table::{Cell, Table};
+use crate::wording;
+
+/// Show the state of a run at a point, or one node's inputs, output and timing.
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// The run, or a point of it
+    #[arg(value_name = "RUN[@POINT]")]
+    address: String,
+
+    /// Only this node
+    node: Option<String>,
+}
+
+/// Everything there is to show.
+struct Shown {
+    resolved: Resolved,
+    ctx: ExecutionContext,
+    /// `None` where the run was not started by an engine.
+    workflow: Option<Workflow>,
+}
+
+impl Show {
+    pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
+        let engine = app.engine(app.store()?)?;
+        let address: Address = self.address.parse()?;
+        let shown = Shown::read(app, &engine, &address).await?;
+        match (&self.node, app.output.json) {
+            (None, true) => app.output.document(&shown.document()),
+            (None, false) => shown.print(app),
+            (Some(node), true) => app.output.document(&shown.node_document(node)?),
+            (Some(node), false) => shown.print_node(app, node)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Shown {
+    async fn read(app: &App, engine: &Engine, address: &Address) -> Result<Self, Failure> {
+        let store = engine.store();
+        let resolved = address::resolve(&**store, &*app.clock, address).await?;
+        let ctx = store.context(resolved.execution.id, resolved.checkpoint.seq).await?;
+        let workflow = match engine.workflow_of(&resolved.execution).await {
+            Ok(workflow) => Some(workflow),
+            Err(EngineError::NoDefinition { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self { resolved, ctx, workflow })
+    }
+
+    /// Returns the nodes of the workflow in the order in which they can run, then what else has a result, by id.
+    fn nodes(&self) -> Vec<(String, Option<&NodeExecutionResult>)> {
+        let graph = self.workflow.as_ref().map(Workflow::graph);
+        let named = graph.into_iter().flat_map(|graph| {
+            graph.nodes().map(|node| (graph.name(node).to_owned(), self.ctx.get_node_result(&graph.id(node))))
+        });
+        let is_named = |id| graph.is_some_and(|graph| graph.index_of_id(id).is_some());
+        let others = self.ctx.node_results.iter().filter(|(id, _)| !is_named(id));
+        named.chain(others.map(|(id, result)| (id.to_string(), Some(result)))).collect()
+    }
+
+    fn node(&self, name: &str) -> Result<Option<&NodeExecutionResult>, Failure> {
+        let found = self.nodes().into_iter().find(|(known, _)| known == name);
+        found.map(|(_, result)| result).ok_or_else(|| {
+            let run = &self.resolved.execution.name;
+            let nodes: Vec<String> = self.nodes().into_iter().map(|(name, _)| name).collect();
+            Failure::new(Code::NotFound, format!("run `{run}` has no node `{}`", wording::plain(name)))
+                .hint(format!("its nodes are {}", nodes.join(", ")))
+        })
+    }
+
+    fn document(&self) -> Value {
+        let mut document = self.heading();
+        let nodes = self.nodes().into_iter().map(|(name, result)| (name, Value::Object(node(result))));
+        document.extend([
+            ("inputs".to_owned(), json!(self.ctx.inputs)),
+            ("variables".to_owned(), json!(self.ctx.variables)),
+            ("nodes".to_owned(), Value::Object(nodes.collect())),
+        ]);
+        Value::Object(document)
+    }
+
+    fn heading(&self) -> Map<String, Value> {
+        let Resolved { execution, checkpoint } = &self.resolved;
+        let error = match &checkpoint.state {
+            ExecutionState::Failed(why) => Some(why),
+            ExecutionState::Running
+            | ExecutionState::Completed
+            | ExecutionState::Cancelled
+            | ExecutionState::Paused => None,
+        };
+        let heading = json!({
+            "execution": execution.id,
+            "name": execution.name,
+            "workflow": execution.workflow_name,
+            "status": checkpoint.state.name(),
+            "error": error,
+            "seq": checkpoint.seq,
+            "head": execution.head,
+            "id": checkpoint.id,
+            "created_at": checkpoint.created_at,
+            "cause": checkpoint.cause,
+            "label": checkpoint.label,
+        });
+        match heading {
+            Value::Object(heading) => heading,
+            _ => Map::new(),
+        }
+    }
+
+    fn node_document(&self, name: &str) -> Result<Value, Failure> {
+        let result = self.node(name)?;
+        let Resolved { execution, checkpoint } = &self.resolved;
+        let mut document = node(result);
+        let definition = self.workflow.as_ref().and_then(|workflow| workflow.definition().nodes.get(name));
+        let inputs = result.map(|result| result.reads.iter().map(|read| self.seen(read)).collect::<Vec<_>>());
+        document.extend([
+            ("execution".to_owned(), json!(execution.id)),
+            ("name".to_owned(), json!(execution.name)),
+            ("seq".to_owned(), json!(checkpoint.seq)),
+            ("node".to_owned(), json!(name)),
+            ("definition".to_owned(), json!(definition)),
+            ("inputs".to_owned(), json!(inputs.unwrap_or_default())),
+        ]);
+        Ok(Value::Object(document))
+    }
+
+    /// Returns what a node read, with the value where it is still the one that the node saw.
+    fn seen(&self, read: &Read) -> Value {
+        let (kind, name) = subject(&read.subject);
+        let is_secret = matches!(read.subject, Subject::Secret(_));
+        let changed = !is_secret && hash_now(&self.ctx, &read.subject) != read.hash;
+        let value = if changed { None } else { self.value(&read.subject) };
+        json!({"kind": kind, "name": name, "hash": read.hash, "value": value, "changed": changed})
+    }
+
+    fn value(&self, subject: &Subject) -> Option<&Value> {
+        match subject {
+            Subject::Input(name) => self.ctx.inputs.get(name),
+            Subject::Variable(name) => self.ctx.get_variable(name),
+            Subject::Node(name) => self.ctx.get_node_result(&node_id(name))?.output(),
+            Subject::Secret(_) => None,
+        }
+    }
+
+    fn print(&self, app: &App) {
+        self.print_heading(app);
+        for (heading, variables) in [("INPUTS", &self.ctx.inputs), ("VARIABLES", &self.ctx.variables)] {
+            let mut table = Table::new([heading, ""]);
+            for (name, value) in variables.iter() {
+                table.row([name.into(), wording::value(value).into()]);
+            }
+            spaced(app, !variables.is_empty(), &table);
+        }
+        let nodes = self.nodes();
+        let mut table = Table::new(["NODE", "STATUS", "TIME", "RETRIES", "TOKENS", "COST", "OUTPUT"]);
+        for (name, result) in &nodes {
+            let (status, output, error) = standing(result.map(|result| &result.result));
+            let said = match (&output, &error) {
+                (_, Value::String(why)) => wording::shortened(why, 60),
+                (Value::Null, _) => String::new(),
+                (output, _) => wording::value(output),
+            };
+            let metrics = result.and_then(|result| result.metrics.as_ref());
+            let text = |text: Option<String>| Cell::from(text.unwrap_or_default());
+            table.row([
+                name.into(),
+                Cell::styled(status, wording::colour(status)),
+                text(metrics.and_then(|metrics| metrics.duration_ms).map(wording::duration)),
+                text(result.filter(|result| result.retry_count > 0).map(|r| r.retry_count.to_string())),
+                text(
+                    metrics.and_then(|m| m.token_usage.as_ref()).map(|usage| usage.total_tokens.to_string()),
+                ),
+                text(metrics.and_then(|metrics| metrics.cost_usd).map(|cost| format!("${}", usd(cost)))),
+                said.into(),
+            ]);
+        }
+        spaced(app, !nodes.is_empty(), &table);
+    }
+
+    fn print_heading(&self, app: &App) {
+        let Resolved { execution, checkpoint } = &self.resolved;
+        let is_head = checkpoint.seq == execution.head;
+        let status = if is_head { wording::standing(execution) } else { checkpoint.state.name() };
+        let place = if is_head { "the head".to_owned() } else { format!("the head is @{}", execution.head) };
+        app.output.line(format!(
+            "{} @{} {} ({place})",
+            wording::plain(&execution.name).bold(),
+            checkpoint.seq,
+            status.style(wording::colour(status)),
+        ));
+        let mut about = vec![
+            format!("workflow {}", wording::plain(&execution.workflow_name)),
+            wording::cause(&checkpoint.cause),
+            wording::age(app.clock.now(), checkpoint.created_at),
+        ];
+        about.extend(checkpoint.label.iter().map(|label| format!("labelled `{}`", wording::plain(label))));
+        app.output.line(about.join(", ").style(Style::new().dimmed()).to_string());
+        if let ExecutionState::Failed(why) = &checkpoint.state {
+            app.output.line(wording::plain(why).red().to_string());
+        }
+    }
+
+    fn print_node(&self, app: &App, name: &str) -> Result<(), Failure> {
+        let result = self.node(name)?;
+        let (status, output, error) = standing(result.map(|result| &result.result));
+        let at = &self.resolved;
+        app.output.line(format!(
+            "{} of {} @{} {}",
+            wording::plain(name).bold(),
+            wording::plain(&at.execution.name),
+            at.checkpoint.seq,
+            status.style(wording::colour(status)),
+        ));
+        let Some(result) = result else { return Ok(()) };
+        let mut times = vec![format!("started {}", wording::age(app.clock.now(), result.started_at))];
+        let metrics = result.metrics.as_ref();
+        times.extend(metrics.and_then(|m| m.duration_ms).map(|ms| format!("took {}", wording::duration(ms))));
+        times.push(wording::count(result.retry_count.into(), "retry").replace("retrys", "retries"));
+        if let Some(tokens) = metrics.and_then(|metrics| metrics.token_usage.as_ref()) {
+            let cost = metrics.and_then(|metrics| metrics.cost_usd).map(usd);
+            times.push(wording::count(tokens.total_tokens.into(), "token"));
+            times.push(format!("cost {}", wording::money(cost.as_deref())));
+        }
+        app.output.line(times.join(", ").dimmed().to_string());
+        if let Value::String(why) = &error {
+            app.output.line(wording::plain(why).red().to_string());
+        }
+        let mut table = Table::new(["READ", "", ""]);
+        for read in &result.reads {
+            let (kind, name) = subject(&read.subject);
+            let seen = self.seen(read);
+            let value = match (&seen["value"], seen["changed"] == true) {
+                (_, true) => Cell::styled("has changed since", Style::new().yellow()),
+                (Value::Null, false) => "".into(),
+                (value, false) => wording::value(value).into(),
+            };
+            table.row([kind.into(), name.into(), value]);
+        }
+        spaced(app, !result.reads.is_empty(), &table);
+        if result.output().is_some() {
+            app.output.line("");
+            let whole = match &output {
+                Value::String(text) => text.clone(),
+                other => serde_json::to_string_pretty(other).unwrap_or_default(),
+            };
+            whole.lines().for_each(|line| app.output.line(wording::plain(line)));
+        }
+        Ok(())
+    }
+}
+
+fn spaced(app: &App, is_there: bool, table: &Table) {
+    if is_there {
+        app.output.line("");
+        table.print(&app.output);
+    }
+}
+
+/// Returns what is shown of a node. One that was never reached is pending, as is one that has not ended.
+fn node(result: Option<&NodeExecutionResult>) -> Map<String, Value> {
+    let (status, output, error) = standing(result.map(|result| &result.result));
+    let metrics = result.and_then(|result| result.metrics.as_ref());
+    let reads: Vec<Value> = result.into_iter().flat_map(|result| &result.reads).map(read).collect();
+    let document = json!({
+        "status": status,
+        "output": output,
+        "error": error,
+        "message": metrics.and_then(|metrics| metrics.custom.get("message")),
+        "started_at": result.map(|result| result.started_at),
+        "completed_at": result.and_then(|result| result.completed_at),
+        "duration_ms": metrics.and_then(|metrics| metrics.duration_ms),
+        "retries": result.map_or(0, |result| result.retry_count),
+        "tokens": metrics.and_then(|metrics| metrics.token_usage.as_ref()),
+        "cost_usd": metrics.and_then(|metrics| metrics.cost_usd).map(usd),
+        "idempotency_key": result.and_then(|result| result.idempotency_key.as_ref()),
+        "reads": reads,
+    });
+    match document {
+        Value::Object(document) => document,
+        _ => Map::new(),
+    }
+}
+
+fn read(read: &Read) -> Value {
+    let (kind, name) = subject(&read.subject);
+    json!({"kind": kind, "name": name, "hash": read.hash})
+}
+
+fn subject(subject: &Subject) -> (&'static str, &String) {
+    match subject {
+        Subject::Input(name) => ("input", name),
+        Subject::Variable(name) => ("variable", name),
+        Subject::Node(name) => ("node", name),
+        Subject::Secret(name) => ("secret", name),
+    }
+}

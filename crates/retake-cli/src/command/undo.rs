@@ -1,0 +1,43 @@
+//! `retake undo`: takes back the last operation.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use retake::engine::address;
+use retake::store::Cause;
+use serde_json::json;
+
+use crate::app::App;
+use crate::failure::Failure;
+use crate::wording;
+
+/// Take back a run's last operation: a rollback, an approval or a cancellation.
+#[derive(Debug, Args)]
+pub(crate) struct Undo {
+    /// The run
+    run: String,
+}
+
+impl Undo {
+    pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
+        let engine = app.engine(app.store()?)?;
+        let run = address::resolve_run(&**engine.store(), &self.run).await?;
+        let head = engine.undo(run.id, app.operation()).await?;
+        let log = engine.store().operations(run.id).await?;
+        let number = log.iter().find(|record| record.after == head).and_then(|record| match record.cause {
+            Cause::Undo { operation } => Some(operation),
+            _ => None,
+        });
+        let operation = log.iter().find(|record| Some(record.number) == number);
+        if app.output.json {
+            let command = operation.map(|operation| &operation.command);
+            app.output.document(&json!({
+                "execution": run.id, "name": run.name, "head": head, "operation": number, "command": command,
+            }));
+        } else {
+            let what = operation.map_or_else(String::new, |operation| wording::plain(&operation.command));
+            app.output.line(format!("took back `{what}`: {} is at @{head}", run.name));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

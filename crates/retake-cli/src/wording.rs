@@ -1,0 +1,159 @@
+//! How times, sizes, values and states are put for a person. Pure: nothing here prints.
+
+use chrono::{DateTime, Utc};
+use owo_colors::Style;
+use retake::execution::ExecutionState;
+use retake::store::{Cause, ExecutionRecord};
+use serde_json::Value;
+
+/// How many characters of a value stand on a line.
+const VALUE_CHARS_MAX: usize = 60;
+
+/// Returns how long ago something was, in its largest unit.
+pub(crate) fn age(now: DateTime<Utc>, then: DateTime<Utc>) -> String {
+    let seconds = (now - then).num_seconds();
+    match seconds {
+        ..5 => "just now".to_owned(),
+        5..60 => format!("{seconds}s ago"),
+        60..3_600 => format!("{}m ago", seconds / 60),
+        3_600..86_400 => format!("{}h ago", seconds / 3_600),
+        _ => format!("{}d ago", seconds / 86_400),
+    }
+}
+
+/// Returns a duration with about three digits.
+pub(crate) fn duration(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1_000;
+    match seconds {
+        0 => format!("{milliseconds}ms"),
+        1..60 => format!("{seconds}.{}s", milliseconds % 1_000 / 100),
+        60..3_600 => format!("{}m {:02}s", seconds / 60, seconds % 60),
+        _ => format!("{}h {:02}m", seconds / 3_600, seconds / 60 % 60),
+    }
+}
+
+/// Returns a number of bytes with a decimal unit.
+pub(crate) fn bytes(count: u64) -> String {
+    let mut unit = 1;
+    for name in ["B", "kB", "MB", "GB"] {
+        if count < unit * 1_000 {
+            return match unit {
+                1 => format!("{count} B"),
+                _ => format!("{}.{} {name}", count / unit, count % unit * 10 / unit),
+            };
+        }
+        unit *= 1_000;
+    }
+    format!("{}.{} TB", count / unit, count % unit * 10 / unit)
+}
+
+/// Returns a count with its noun.
+pub(crate) fn count(number: u64, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
+}
+
+/// Returns US dollars for a person.
+pub(crate) fn money(usd: Option<&str>) -> String {
+    usd.map_or_else(|| "unknown".to_owned(), |usd| format!("${usd}"))
+}
+
+/// Returns a value as JSON on one line, and only its start where it is long.
+pub(crate) fn value(value: &Value) -> String {
+    shortened(&value.to_string(), VALUE_CHARS_MAX)
+}
+
+/// Returns a text that leaves the terminal and the line alone, and only its start where it is long.
+pub(crate) fn shortened(text: &str, chars_max: usize) -> String {
+    let mut chars = text.chars();
+    let start: String = chars.by_ref().take(chars_max).collect();
+    let plain = plain(&start);
+    if chars.next().is_some() { format!("{plain}…") } else { plain }
+}
+
+/// Returns a text whose control characters stand as escapes, so that it cannot steer a terminal.
+pub(crate) fn plain(text: &str) -> String {
+    let escaped = |c: char| match c.is_control() {
+        true => c.escape_default().collect::<String>(),
+        false => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
+/// Returns why a checkpoint was made.
+pub(crate) fn cause(cause: &Cause) -> String {
+    match cause {
+        Cause::Before { node } => format!("before {node}"),
+        Cause::LongNode { node } => format!("long node {node}"),
+        Cause::Started { node } => format!("started {node}"),
+        Cause::Approve { node, approved: true } => format!("approved {node}"),
+        Cause::Approve { node, approved: false } => format!("rejected {node}"),
+        Cause::Rollback { to } => format!("rollback to @{to}"),
+        Cause::Undo { operation } => format!("undo of operation {operation}"),
+        Cause::Redo { operation } => format!("redo of operation {operation}"),
+        Cause::Fork { origin } => format!("fork at @{}", origin.seq),
+        other => other.kind().replace('_', " "),
+    }
+}
+
+/// Returns how a run stands. One that nobody advances although it should be running is stalled: its process has died.
+pub(crate) fn standing(run: &ExecutionRecord) -> &'static str {
+    match run.state {
+        ExecutionState::Running if run.leased_by.is_none() => "stalled",
+        ExecutionState::Running
+        | ExecutionState::Completed
+        | ExecutionState::Failed(_)
+        | ExecutionState::Cancelled
+        | ExecutionState::Paused => run.state.name(),
+    }
+}
+
+/// Returns the colour of a run's or a node's status.
+pub(crate) fn colour(status: &str) -> Style {
+    let style = Style::new();
+    match status {
+        "completed" | "success" => style.green(),
+        "running" => style.blue(),
+        "failed" | "failure" => style.red(),
+        "stalled" | "paused" => style.yellow(),
+        _ => style.dimmed(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn ages_and_durations_have_one_unit_or_two() {
+        let now = DateTime::from_timestamp(1_767_225_600, 0).unwrap();
+        for (seconds, text) in
+            [(-9, "just now"), (59, "59s ago"), (60, "1m ago"), (7_300, "2h ago"), (200_000, "2d ago")]
+        {
+            assert_eq!(age(now, now - TimeDelta::seconds(seconds)), text);
+        }
+        for (ms, text) in [(0, "0ms"), (1_250, "1.2s"), (65_000, "1m 05s"), (3_720_000, "1h 02m")] {
+            assert_eq!(duration(ms), text);
+        }
+    }
+
+    #[test]
+    fn sizes_are_rounded_down() {
+        for (count, text) in
+            [(0, "0 B"), (999, "999 B"), (1_000, "1.0 kB"), (1_999, "1.9 kB"), (5_400_000, "5.4 MB")]
+        {
+            assert_eq!(bytes(count), text);
+        }
+        assert_eq!(bytes(u64::MAX), "18446744.0 TB");
+    }
+
+    #[test]
+    fn values_stay_on_their_line_and_steer_no_terminal() {
+        assert_eq!(value(&json!({"a": "b\n"})), r#"{"a":"b\n"}"#);
+        assert_eq!(value(&json!("x".repeat(100))), format!("\"{}…", "x".repeat(59)));
+        assert_eq!(plain("a\u{1b}[31m\u{9b}é"), "a\\u{1b}[31m\\u{9b}é");
+    }
+}
