@@ -126,6 +126,7 @@ impl Demo {
             });
         } else {
             stage.sum_up(&numbers, seconds);
+            stage.show_around(&plan);
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -305,10 +306,7 @@ impl<'a> Stage<'a> {
         row(
             "after the resume",
             numbers.calls_after_resume,
-            format!(
-                "{} of them for the second time: their answers had not been recorded",
-                numbers.calls_repeated
-            ),
+            format!("{} of them for the second time: no answer had been recorded", numbers.calls_repeated),
         );
         row(
             "after the rollback",
@@ -331,19 +329,20 @@ impl<'a> Stage<'a> {
             ),
         );
         line(format!("  in {seconds:.1} s; every number was counted just now"));
-        line(String::new());
-        line("Look around".bold().to_string());
-        let head = format!("show {RUN} {POINT}");
-        let before = format!("show {RUN}@node:{POINT} {POINT}");
+    }
+
+    /// Prints commands to look at what the demo left.
+    fn show_around(&self, plan: &Plan) {
+        self.app.output.line(format!("\n{}", "Look around".bold()));
         let commands = [
             format!("log {RUN}"),
-            head,
-            before,
+            format!("show {RUN}@{} {POINT}", plan.target),
+            format!("show {RUN} {POINT}"),
             format!("op log {RUN}"),
             format!("rollback {RUN}@node:draft --set {}=solemn --dry-run", CHANGE.0),
         ];
         for command in commands {
-            line(format!("  {} {command}", self.retake()));
+            self.app.output.line(format!("  {} {command}", self.retake()));
         }
     }
 
