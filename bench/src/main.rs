@@ -41,16 +41,36 @@ impl Effort {
     }
 }
 
+/// The parts, by the name that chooses them.
+const PARTS: [(&str, Part); 6] = [
+    ("saving", save::rows),
+    ("growing", growth::rows),
+    ("reading", read::rows),
+    ("snapshots", snapshot::rows),
+    ("overhead", overhead::rows),
+    ("listing", listing::rows),
+];
+
+type Part = fn(Effort) -> Outcome<Vec<Row>>;
+
 fn main() -> ExitCode {
     let mut effort = Effort::Full;
+    let mut chosen = Vec::new();
     for argument in std::env::args().skip(1) {
-        if argument != "--quick" {
-            table::complain(&format!("unknown argument `{argument}`: only --quick is known"));
-            return ExitCode::from(2);
+        match PARTS.iter().find(|(name, _)| *name == argument) {
+            Some(part) => chosen.push(*part),
+            None if argument == "--quick" => effort = Effort::Quick,
+            None => {
+                let names = PARTS.map(|(name, _)| name).join(", ");
+                table::complain(&format!("unknown argument `{argument}`: give --quick, or some of {names}"));
+                return ExitCode::from(2);
+            }
         }
-        effort = Effort::Quick;
     }
-    match measure(effort) {
+    if chosen.is_empty() {
+        chosen.extend(PARTS);
+    }
+    match measure(&chosen, effort) {
         Ok(rows) => {
             table::print(&machine::facts(), &rows);
             ExitCode::SUCCESS
@@ -62,15 +82,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(effort: Effort) -> Outcome<Vec<Row>> {
-    let parts: [(&str, fn(Effort) -> Outcome<Vec<Row>>); 6] = [
-        ("saving", save::rows),
-        ("growing", growth::rows),
-        ("reading", read::rows),
-        ("snapshots", snapshot::rows),
-        ("overhead", overhead::rows),
-        ("listing", listing::rows),
-    ];
+fn measure(parts: &[(&str, Part)], effort: Effort) -> Outcome<Vec<Row>> {
     let mut rows = Vec::new();
     for (name, part) in parts {
         table::progress(name);
