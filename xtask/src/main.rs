@@ -49,7 +49,11 @@ fn test(shell: &Shell) -> xshell::Result<()> {
     cmd!(shell, "cargo fmt --all --check").run()?;
     no_driver_below_the_stores(shell)?;
     for features in FEATURE_SETS {
-        cmd!(shell, "cargo clippy -p retake --lib --no-default-features --features {features} -- -D warnings").run()?;
+        cmd!(
+            shell,
+            "cargo clippy -p retake --lib --no-default-features --features {features} -- -D warnings"
+        )
+        .run()?;
     }
     cmd!(shell, "cargo clippy --workspace --all-features --all-targets -- -D warnings").run()?;
     cmd!(shell, "cargo doc --workspace --all-features --no-deps").run()?;
@@ -60,7 +64,8 @@ fn test(shell: &Shell) -> xshell::Result<()> {
 
 /// Proves that the three modules without I/O build without a runtime and without a driver.
 fn no_driver_below_the_stores(shell: &Shell) -> xshell::Result<()> {
-    let tree = cmd!(shell, "cargo tree -p retake --no-default-features --edges normal --prefix none").read()?;
+    let tree =
+        cmd!(shell, "cargo tree -p retake --no-default-features --edges normal --prefix none").read()?;
     for line in tree.lines() {
         let name = line.split_whitespace().next().unwrap_or_default();
         if DRIVERS.contains(&name) {
