@@ -571,6 +571,76 @@ async fn a_variable_set_on_the_way_back_runs_again_what_read_it_and_nothing_else
 }
 
 #[tokio::test]
+async fn going_back_leaves_alone_what_had_read_an_earlier_value_of_a_variable() {
+    let registry = Registry::new().with("say", async |ctx: NodeContext| {
+        let so_far = ctx.variable("messages").and_then(|list| list.as_array().map(Vec::len)).unwrap_or(0);
+        ctx.append(
+            "messages",
+            json!(format!("{} after {so_far}, {}", ctx.node(), ctx.variable("tone").unwrap_or_default())),
+        )?;
+        Ok::<_, NodeError>(so_far)
+    });
+    let engine = Engine::new(Arc::new(MemoryStore::new())).with_registry(registry);
+    let workflow = Workflow::builder("talk")
+        .var("tone", json!("dry"))
+        .var("messages", json!([]))
+        .checkpoints(always())
+        .node("a", Node::call("say"))
+        .node("b", Node::call("say").needs(["a"]))
+        .node("c", Node::call("say").needs(["b"]))
+        .build()
+        .unwrap();
+    let outcome = run(&engine, workflow).await;
+    let id = outcome.execution;
+    // `a` had read an empty list, and there is one item at @2.
+    let plan = engine.plan_rollback(id, 2, &Rollback::default()).await.unwrap();
+    assert_eq!(plan.keep, ["a"]);
+    engine.rollback(id, plan, Effects::Refuse, somebody()).await.unwrap();
+    let outcome = resume(&engine, &outcome).await;
+    let messages = |ctx: retake::ExecutionContext| ctx.get_variable("messages").cloned().unwrap_or_default();
+    let all = messages(engine.store().context(id, outcome.head).await.unwrap());
+    assert_eq!(all, json!(["a after 0, \"dry\"", "b after 1, \"dry\"", "c after 2, \"dry\""]));
+}
+
+#[tokio::test]
+async fn what_runs_again_finds_variables_as_they_were_before_it_ran() {
+    let registry = Registry::new()
+        .with("say", async |ctx: NodeContext| {
+            let tone = if ctx.node() == "a" { Value::Null } else { ctx.variable("tone").unwrap_or_default() };
+            ctx.append("messages", json!([ctx.node(), tone]))?;
+            Ok::<_, NodeError>(())
+        })
+        .with("count", async |ctx: NodeContext| {
+            Ok::<_, NodeError>(ctx.variable("messages").and_then(|list| list.as_array().map(Vec::len)))
+        });
+    let engine = Engine::new(Arc::new(MemoryStore::new())).with_registry(registry);
+    let workflow = Workflow::builder("talk")
+        .var("tone", json!("dry"))
+        .checkpoints(always())
+        .node("a", Node::call("say"))
+        .node("b", Node::call("say").needs(["a"]))
+        .node("c", Node::call("count").needs(["a"]))
+        .node("d", Node::call("count").needs(["a"]))
+        .max_parallel(1)
+        .build()
+        .unwrap();
+    let outcome = run(&engine, workflow).await;
+    let id = outcome.execution;
+    let set = BTreeMap::from([("tone".to_owned(), json!("warm"))]);
+    let request = Rollback { set, ..Rollback::default() };
+    let plan = engine.plan_rollback(id, outcome.head, &request).await.unwrap();
+    assert_eq!(plan.keep, ["a"]);
+    let because: Vec<&str> = plan.rerun.iter().map(|rerun| rerun.because.as_str()).collect();
+    let written_again = "it read `vars.messages`, which `b` writes again";
+    assert_eq!(because, ["it read `vars.tone`, which changes", written_again, written_again]);
+    engine.rollback(id, plan, Effects::Refuse, somebody()).await.unwrap();
+    let again = resume(&engine, &outcome).await;
+    let ctx = engine.store().context(id, again.head).await.unwrap();
+    assert_eq!(ctx.get_variable("messages"), Some(&json!([["a", null], ["b", "warm"]])));
+    assert_eq!(output(&engine, &outcome, "c").await, Some(json!(2)));
+}
+
+#[tokio::test]
 async fn a_selective_rollback_touches_what_it_names_and_says_what_no_longer_fits() {
     let engine = engine(&Journal::default());
     let outcome = run(&engine, diamond()).await;

@@ -87,6 +87,17 @@ pub enum EngineError {
         target: Seq,
     },
 
+    /// A node would run again that had written a variable, and what the variable was before has been pruned.
+    #[error(
+        "variable `{variable}` cannot be restored to what it was before the nodes that would run again: @{pruned} has been pruned"
+    )]
+    Unrestorable {
+        /// The variable.
+        variable: String,
+        /// The point that would be needed.
+        pruned: Seq,
+    },
+
     /// The node does not wait for an approval.
     #[error("node `{node}` of execution `{name}` does not wait for an approval: it is {found}")]
     NotWaiting {

@@ -9,15 +9,15 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::held::Held;
-use super::plan::{self, Effects, Plan, Point, Rollback};
+use super::plan::{self, Affected, Effects, NewState, Plan, Point, Restored, Rollback};
 use super::run::decided;
 use super::{Engine, EngineError, standing};
 use crate::execution::{ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, node_id};
 use crate::store::{
-    Ask, Cause, Commit, Conflict, ExecutionRecord, NewCheckpoint, NewOperation, OperationRecord, Request,
-    Seq, StoreError, StoreExt,
+    Ask, Cause, Commit, Conflict, ExecutionRecord, HistoryPage, Key, NewCheckpoint, NewOperation,
+    OperationRecord, Request, Seq, StoreError, StoreExt, context, delta,
 };
-use crate::workflow::NodeKind;
+use crate::workflow::{NodeKind, Workflow};
 
 /// How long an operation waits for the process that holds the lease.
 const ANSWER_WAIT: Duration = Duration::from_secs(20);
@@ -93,11 +93,59 @@ impl Engine {
     ) -> Result<Plan, EngineError> {
         let record = self.store.require(id).await?;
         let workflow = self.workflow_of(&record).await?;
-        let head = self.store.context(id, record.head).await?;
-        let target_ctx = self.store.context(id, target).await?;
-        let (head, target) =
-            (Point { seq: record.head, ctx: &head }, Point { seq: target, ctx: &target_ctx });
-        plan::plan(&workflow, head, target, request)
+        let head = self.point(id, record.head).await?;
+        let target = self.point(id, target).await?;
+        let ground = request.ground(&head, &target);
+        let affected = plan::affected(&workflow, ground, &request.set);
+        let restored = self.restored(id, &workflow, ground, &affected).await?;
+        plan::plan(&workflow, &head, &target, request, &affected, restored)
+    }
+
+    async fn point(&self, id: ExecutionId, seq: Seq) -> Result<Point, EngineError> {
+        let image = self.store.state(id, seq).await?;
+        let writers = image.entries().filter_map(|(key, entry)| match key {
+            Key::Variable(name) => Some((name.clone(), entry.writer?)),
+            Key::Header | Key::Input(_) | Key::Node(_) => None,
+        });
+        let writers = writers.collect();
+        Ok(Point { seq, ctx: context(id, &image)?, writers })
+    }
+
+    /// Finds what variables were before the nodes that run again wrote them: goes back along the time line to the first
+    /// point where another node had written them, or none.
+    ///
+    /// Costs a state for each point that it goes back; most plans need none.
+    async fn restored(
+        &self,
+        id: ExecutionId,
+        workflow: &Workflow,
+        ground: &Point,
+        affected: &Affected,
+    ) -> Result<Restored, EngineError> {
+        let mut restored = Restored::new();
+        let mut open = affected.variables.clone();
+        let mut at = Some(ground.seq);
+        while let (Some(seq), false) = (at, open.is_empty()) {
+            let point = self.point(id, seq).await?;
+            open.retain(|name| {
+                let writer = point.writers.get(name).copied();
+                let is_affected = writer.is_some_and(|writer| affected.concerns(workflow, &writer));
+                if !is_affected {
+                    let before = point.ctx.variables.cell(name).map(|cell| (cell.clone(), writer));
+                    restored.insert(name.clone(), before);
+                }
+                is_affected
+            });
+            let page = HistoryPage { before: Some(seq + 1), limit: Some(1) };
+            at = self.store.history(id, page).await?.first().and_then(|record| record.parent);
+            if let (Some(parent), Some(variable)) = (at, open.first()) {
+                let older = HistoryPage { before: Some(parent + 1), limit: Some(1) };
+                if self.store.history(id, older).await?.first().map(|record| record.seq) != Some(parent) {
+                    return Err(EngineError::Unrestorable { variable: variable.clone(), pruned: parent });
+                }
+            }
+        }
+        Ok(restored)
     }
 
     /// Makes the state of an older point the head, as planned. Appends one checkpoint and removes none. Returns it.
@@ -121,12 +169,17 @@ impl Engine {
             let (expected, found) = (plan.head, rest.record.head);
             return Err(StoreError::from(Conflict::HeadMoved { execution: id, expected, found }).into());
         }
-        let cause = Cause::Rollback { to: plan.target };
-        if plan.is_whole {
-            self.commit_at_rest(rest, Some(plan.target), plan.after, cause, operation).await
-        } else {
-            self.commit_at_rest(rest, None, plan.after, cause, operation).await
-        }
+        let NewState { ctx, writers, is_whole } = plan.after;
+        let parent = is_whole.then_some(plan.target);
+        let before = match parent {
+            None => rest.ctx.clone(),
+            Some(parent) => self.store.context(id, parent).await?,
+        };
+        let mut checkpoint = self.new_checkpoint(&ctx, Cause::Rollback { to: plan.target });
+        checkpoint.delta = delta(Some(&before), &ctx, |name| writers.get(name).copied())?;
+        checkpoint.parent = parent;
+        checkpoint.operation = Some(operation);
+        self.commit(rest, checkpoint).await
     }
 
     /// Takes back the last operation that was not taken back yet: a rollback, a decision or a cancellation. Returns the

@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::planner::ending;
 use super::{EngineError, hash_now, money};
 use crate::execution::{
-    Cell, Change, ExecutionContext, ExecutionResult, ExecutionState, NodeExecutionResult, Subject, node_id,
+    Cell, Change, ExecutionContext, ExecutionResult, ExecutionState, NodeExecutionResult, NodeId, Subject,
+    Variable, node_id,
 };
 use crate::store::Seq;
 use crate::workflow::{Effect, Workflow};
@@ -75,9 +76,7 @@ pub struct Plan {
     pub cost_again_usd: Option<String>,
     /// The state that the plan makes the head.
     #[serde(skip)]
-    pub(super) after: ExecutionContext,
-    #[serde(skip)]
-    pub(super) is_whole: bool,
+    pub(super) after: NewState,
 }
 
 /// A node, and why.
@@ -98,33 +97,128 @@ pub struct VariableChange {
     pub to: Option<Value>,
 }
 
-/// A state and its place in the history.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Point<'c> {
+/// A state, its place in the history, and who wrote its variables last.
+#[derive(Debug, Clone)]
+pub(super) struct Point {
     pub(super) seq: Seq,
-    pub(super) ctx: &'c ExecutionContext,
+    pub(super) ctx: ExecutionContext,
+    pub(super) writers: BTreeMap<String, NodeId>,
+}
+
+/// What setting variables by hand concerns.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Affected {
+    /// Nodes that run again, and why.
+    nodes: BTreeMap<usize, String>,
+    /// Variables that such a node wrote last: they go back to what they were before it.
+    pub(super) variables: BTreeSet<String>,
+}
+
+/// What a variable was before the nodes that run again wrote it; `None` where it was not there.
+pub(super) type Restored = BTreeMap<String, Option<(Variable, Option<NodeId>)>>;
+
+impl Affected {
+    /// Tells whether a node runs again.
+    pub(super) fn concerns(&self, workflow: &Workflow, node: &NodeId) -> bool {
+        workflow.graph().index_of_id(node).is_some_and(|node| self.nodes.contains_key(&node))
+    }
+}
+
+impl Rollback {
+    /// Returns the point whose state is the ground of the new one.
+    pub(super) fn ground<'p>(&self, head: &'p Point, target: &'p Point) -> &'p Point {
+        match self.extent {
+            Extent::Whole => target,
+            Extent::Only { .. } => head,
+        }
+    }
+}
+
+/// Works out which nodes a change of variables concerns: those that had read the value that there is now, those that
+/// depend on them, and those that had read what they wrote.
+pub(super) fn affected(workflow: &Workflow, ground: &Point, set: &BTreeMap<String, Value>) -> Affected {
+    let graph = workflow.graph();
+    let mut affected = Affected::default();
+    let mut changed: BTreeMap<&str, String> = set
+        .iter()
+        .filter(|(name, value)| ground.ctx.get_variable(name) != Some(*value))
+        .map(|(name, _)| (name.as_str(), format!("it read `vars.{name}`, which changes")))
+        .collect();
+    // Each round adds a node or a variable, or is the last.
+    loop {
+        let known = (affected.nodes.len(), changed.len());
+        for node in graph.nodes().filter(|node| !affected.nodes.contains_key(node)).collect::<Vec<_>>() {
+            let Some(result) = ground.ctx.get_node_result(&graph.id(node)) else { continue };
+            let upstream = graph.dependencies(node).iter().find(|node| affected.nodes.contains_key(*node));
+            let reason = match upstream {
+                Some(upstream) => Some(format!("`{}` runs again", graph.name(*upstream))),
+                None => read_of(&ground.ctx, result, &changed),
+            };
+            affected.nodes.extend(reason.map(|reason| (node, reason)));
+        }
+        for (name, writer) in &ground.writers {
+            let writer = graph.index_of_id(writer).filter(|writer| affected.nodes.contains_key(writer));
+            if let (Some(writer), false) = (writer, changed.contains_key(name.as_str())) {
+                let why = format!("it read `vars.{name}`, which `{}` writes again", graph.name(writer));
+                changed.insert(name, why);
+                affected.variables.insert(name.clone());
+            }
+        }
+        if known == (affected.nodes.len(), changed.len()) {
+            return affected;
+        }
+    }
+}
+
+/// Says why a node is concerned by changed variables: it had read the value that there is now, not an earlier one.
+fn read_of(
+    now: &ExecutionContext,
+    result: &NodeExecutionResult,
+    changed: &BTreeMap<&str, String>,
+) -> Option<String> {
+    result.reads.iter().find_map(|read| match &read.subject {
+        Subject::Variable(name) if hash_now(now, &read.subject) == read.hash => {
+            changed.get(name.as_str()).cloned()
+        }
+        Subject::Variable(_) | Subject::Node(_) | Subject::Input(_) | Subject::Secret(_) => None,
+    })
 }
 
 /// Works out what going back would do.
 pub(super) fn plan(
     workflow: &Workflow,
-    head: Point<'_>,
-    target: Point<'_>,
+    head: &Point,
+    target: &Point,
     request: &Rollback,
+    affected: &Affected,
+    restored: Restored,
 ) -> Result<Plan, EngineError> {
+    let mut writers = request.ground(head, target).writers.clone();
     let mut after = match &request.extent {
         Extent::Whole => target.ctx.clone(),
-        Extent::Only { variables, nodes } => narrowed(workflow, head.ctx, target, variables, nodes)?,
+        Extent::Only { variables, nodes } => narrowed(workflow, &head.ctx, target, variables, nodes)?,
     };
     after.generation = head.seq + 1;
+    for node in affected.nodes.keys() {
+        after.node_results.remove(&workflow.graph().id(*node));
+    }
+    for (name, before) in restored {
+        writers.remove(&name);
+        match before {
+            Some((cell, writer)) => {
+                writers.extend(writer.map(|writer| (name.clone(), writer)));
+                after.variables.set(name, cell);
+            }
+            None => {
+                after.variables.remove(&name);
+            }
+        }
+    }
     for (name, value) in &request.set {
+        writers.remove(name);
         after.set_variable(name.clone(), value.clone());
     }
-    let is_whole = request.extent == Extent::Whole;
-    // What was set by hand concerns everything that read it; what was narrowed by hand stays narrow.
-    let set: BTreeSet<Subject> = request.set.keys().cloned().map(Subject::Variable).collect();
-    let reasons = invalidate(workflow, &mut after, |subject| is_whole || set.contains(subject));
-    let irreversible = forgotten_effects(workflow, head.ctx, &after);
+    let irreversible = forgotten_effects(workflow, &head.ctx, &after);
     if request.effects == Effects::Keep {
         for name in &irreversible {
             let id = node_id(name);
@@ -133,14 +227,24 @@ pub(super) fn plan(
             }
         }
     }
-    settle(workflow, head.ctx, &mut after);
-    Ok(describe(workflow, head, target, after, is_whole, irreversible, &reasons))
+    settle(workflow, &head.ctx, &mut after);
+    let is_whole = request.extent == Extent::Whole;
+    Ok(describe(workflow, head, target, NewState { ctx: after, writers, is_whole }, irreversible, affected))
+}
+
+/// The state that a plan makes the head.
+#[derive(Debug, Clone)]
+pub(super) struct NewState {
+    pub(super) ctx: ExecutionContext,
+    pub(super) writers: BTreeMap<String, NodeId>,
+    /// Whether it comes of the target, or of the head.
+    pub(super) is_whole: bool,
 }
 
 fn narrowed(
     workflow: &Workflow,
     head: &ExecutionContext,
-    target: Point<'_>,
+    target: &Point,
     variables: &[String],
     nodes: &[String],
 ) -> Result<ExecutionContext, EngineError> {
@@ -166,38 +270,9 @@ fn narrowed(
     Ok(after)
 }
 
-/// Removes the results of nodes that had read something else than they would read now, where `concerns` says that it
-/// matters, and of those that depend on them. Returns why, by node.
-fn invalidate(
-    workflow: &Workflow,
-    after: &mut ExecutionContext,
-    concerns: impl Fn(&Subject) -> bool,
-) -> BTreeMap<usize, String> {
-    let graph = workflow.graph();
-    let mut reasons = BTreeMap::new();
-    for node in graph.nodes() {
-        let id = graph.id(node);
-        let Some(result) = after.get_node_result(&id) else { continue };
-        let upstream = graph.dependencies(node).iter().find(|dependency| reasons.contains_key(*dependency));
-        let reason = match upstream {
-            Some(upstream) => Some(format!("`{}` runs again", graph.name(*upstream))),
-            None => changed_read(after, result, &concerns),
-        };
-        if let Some(reason) = reason {
-            after.node_results.remove(&id);
-            reasons.insert(node, reason);
-        }
-    }
-    reasons
-}
-
 /// Returns what a node had read that is different now.
-fn changed_read(
-    now: &ExecutionContext,
-    result: &NodeExecutionResult,
-    concerns: impl Fn(&Subject) -> bool,
-) -> Option<String> {
-    result.reads.iter().filter(|read| concerns(&read.subject)).find_map(|read| match &read.subject {
+fn changed_read(now: &ExecutionContext, result: &NodeExecutionResult) -> Option<String> {
+    result.reads.iter().find_map(|read| match &read.subject {
         Subject::Variable(name) if hash_now(now, &read.subject) != read.hash => {
             Some(format!("it read `vars.{name}`, which changes"))
         }
@@ -242,13 +317,13 @@ fn settle(workflow: &Workflow, head: &ExecutionContext, after: &mut ExecutionCon
 
 fn describe(
     workflow: &Workflow,
-    head: Point<'_>,
-    target: Point<'_>,
-    after: ExecutionContext,
-    is_whole: bool,
+    head: &Point,
+    target: &Point,
+    after: NewState,
     irreversible: Vec<String>,
-    reasons: &BTreeMap<usize, String>,
+    affected: &Affected,
 ) -> Plan {
+    let is_whole = after.is_whole;
     let graph = workflow.graph();
     let (mut keep, mut rerun, mut inconsistent) = (Vec::new(), Vec::new(), Vec::new());
     let (mut kept, mut again) = (money::Sum::default(), money::Sum::default());
@@ -257,10 +332,10 @@ fn describe(
         let ended = |ctx: &ExecutionContext| {
             ctx.get_node_result(&id).filter(|record| record.result != ExecutionResult::Pending).cloned()
         };
-        match (ended(&after), ended(head.ctx).or_else(|| ended(target.ctx))) {
+        match (ended(&after.ctx), ended(&head.ctx).or_else(|| ended(&target.ctx))) {
             (Some(record), _) => {
                 kept.add(record.metrics.as_ref());
-                if let (false, Some(because)) = (is_whole, changed_read(&after, &record, |_| true)) {
+                if let (false, Some(because)) = (is_whole, changed_read(&after.ctx, &record)) {
                     inconsistent.push(Rerun { node: name.clone(), because });
                 }
                 keep.push(name);
@@ -271,13 +346,13 @@ fn describe(
                     true => format!("its result is newer than @{}", target.seq),
                     false => "its result was taken back".to_owned(),
                 };
-                let because = reasons.get(&node).cloned().unwrap_or_else(newer);
+                let because = affected.nodes.get(&node).cloned().unwrap_or_else(newer);
                 rerun.push(Rerun { node: name, because });
             }
             (None, None) => {}
         }
     }
-    let variables = head.ctx.variables.changes_to(&after.variables).map(variable_change).collect();
+    let variables = head.ctx.variables.changes_to(&after.ctx.variables).map(variable_change).collect();
     Plan {
         target: target.seq,
         head: head.seq,
@@ -289,12 +364,11 @@ fn describe(
         cost_kept_usd: kept.usd(),
         cost_again_usd: again.usd(),
         after,
-        is_whole,
     }
 }
 
-fn variable_change(change: Change<'_, String, crate::execution::Variable>) -> (String, VariableChange) {
-    let value = |cell: &crate::execution::Variable| Some(Cell::value(cell).clone());
+fn variable_change(change: Change<'_, String, Variable>) -> (String, VariableChange) {
+    let value = |cell: &Variable| Some(Cell::value(cell).clone());
     match change {
         Change::Added(name, cell) => (name.clone(), VariableChange { from: None, to: value(cell) }),
         Change::Removed(name, cell) => (name.clone(), VariableChange { from: value(cell), to: None }),

@@ -261,8 +261,8 @@ impl Run {
                     Err(error) if error.is_cancelled() => {}
                     Err(error) => std::panic::resume_unwind(error.into_panic()),
                 },
-                _ = renewal.tick() => self.held.renew().await?,
-                _ = asked.tick() => self.answer().await?,
+                _ = renewal.tick() => passing(self.held.renew().await.map_err(EngineError::from))?,
+                _ = asked.tick() => passing(self.answer().await)?,
                 () = tokio::time::sleep(until_due.unwrap_or(Duration::MAX)), if until_due.is_some() => {
                     let unsaved = self.is_unsaved();
                     if self.policy.tick(self.engine.clock.elapsed(), unsaved).is_some() {
@@ -607,6 +607,17 @@ impl Run {
                 tracing::warn!(execution = %id, %error, "older checkpoints could not be pruned");
             }
         }));
+    }
+}
+
+/// Lets a failure pass that the next try may not meet: a busy store must not end a run that has nothing to save.
+fn passing(done: Result<(), EngineError>) -> Result<(), EngineError> {
+    match done {
+        Err(EngineError::Store(error)) if error.is_retryable() => {
+            tracing::warn!(%error, "the store did not answer; it is asked again");
+            Ok(())
+        }
+        done => done,
     }
 }
 
