@@ -35,10 +35,7 @@ pub(crate) fn rows(effort: Effort) -> Outcome<Vec<Row>> {
 
 fn row(nodes: u32, shape: Shape, frequency: CheckpointFrequency, times: usize) -> Outcome<Row> {
     let runtime = Builder::new_multi_thread().enable_all().build()?;
-    let policy = match &frequency {
-        CheckpointFrequency::Always => "Always".to_owned(),
-        other => format!("{other:?}"),
-    };
+    let policy = format!("{frequency:?}");
     let workflow = Arc::new(workflow(nodes, shape, frequency)?);
     let registry = Registry::new().with("nothing", async |_: NodeContext| Ok::<_, NodeError>(()));
     let engine = Engine::new(Arc::new(MemoryStore::new())).with_registry(registry);

@@ -68,16 +68,14 @@ impl App {
 
     /// Returns who is asking, and for what, for the operation log.
     pub(crate) fn operation(&self) -> NewOperation {
-        let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+        let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
+        let command = arguments.collect::<Vec<_>>().join(" ");
         self.operation_by(format!("retake {command}"))
     }
 
     /// Returns who is asking, for something that is no command of its own: a signal.
     pub(crate) fn operation_by(&self, command: impl Into<String>) -> NewOperation {
-        let who = ["USER", "LOGNAME", "USERNAME"]
-            .into_iter()
-            .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
-            .unwrap_or_else(|| "unknown".to_owned());
+        let who = whoami::username().unwrap_or_else(|_| "unknown".to_owned());
         NewOperation { who, command: command.into() }
     }
 
