@@ -7,6 +7,7 @@
 pub mod address;
 mod attempt;
 mod context;
+mod control;
 mod error;
 mod event;
 mod handler;
@@ -26,13 +27,14 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub use context::{NodeContext, hash_now};
+pub use control::{Control, Outcome};
 pub use error::EngineError;
 pub use event::Event;
 pub use handler::{Handler, NodeError, Registry};
 pub use money::usd;
 pub use operation::Decision;
 pub use plan::{Effects, Extent, Plan, Rerun, Rollback, VariableChange};
-pub use run::{Control, Outcome, Run};
+pub use run::Run;
 pub use secret::{EnvironmentSecrets, FileSecrets, Secrets};
 
 use crate::clock::{Clock, SystemClock};
@@ -297,18 +299,8 @@ impl Engine {
 
     fn new_checkpoint(&self, ctx: &ExecutionContext, cause: Cause) -> NewCheckpoint {
         NewCheckpoint {
-            id: self.clock.new_id(),
-            created_at: self.clock.now(),
-            parent: None,
-            delta: crate::store::Delta::default(),
-            state: ctx.state.clone(),
-            cause,
-            nodes: Vec::new(),
-            label: None,
             completed_node_count: ctx.completed_nodes().count() as u64,
-            compress: false,
-            operation: None,
-            answers: Vec::new(),
+            ..NewCheckpoint::new(self.clock.new_id(), self.clock.now(), ctx.state.clone(), cause)
         }
     }
 

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::attempt::{self, Ended, Start};
 use super::context::{NodeContext, Notes, Task, apply_writes};
+use super::control::{Control, Outcome, Signal, StopKind};
 use super::event::{Event, Events};
 use super::held::Held;
 use super::money;
@@ -64,76 +64,11 @@ struct Unsaved {
     writers: HashMap<String, NodeId>,
 }
 
-/// Asks a run to stop. Cheap to copy and to send.
-#[derive(Debug, Clone)]
-pub struct Control(mpsc::UnboundedSender<Signal>);
-
-#[derive(Debug)]
-struct Signal {
-    stop: StopKind,
-    operation: Option<NewOperation>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum StopKind {
-    /// Let the nodes that run finish.
-    Pause,
-    /// End the nodes that run; they will run again.
-    Interrupt,
-    /// End the nodes that run, and the execution.
-    Cancel,
-}
-
 #[derive(Debug)]
 struct Stop {
     kind: StopKind,
     operation: Option<NewOperation>,
     answers: Vec<uuid::Uuid>,
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Outcome {
-    /// The execution.
-    pub execution: ExecutionId,
-    /// Its readable name.
-    pub name: String,
-    /// How it stands now.
-    pub state: ExecutionState,
-    /// The newest point.
-    pub head: Seq,
-    /// Nodes that ran to an end this time.
-    pub nodes_run: usize,
-    /// Nodes whose results were there already.
-    pub nodes_reused: usize,
-    /// US dollars spent this time, as a decimal; `None` where not known or where nothing was bought.
-    pub cost_usd: Option<String>,
-    /// Nodes that wait for somebody's approval.
-    pub waiting: Vec<String>,
-    /// Nodes that failed, and why.
-    pub failures: Vec<(String, String)>,
-}
-
-impl Control {
-    /// Lets the nodes that run finish, saves, and stops.
-    pub fn pause(&self, operation: Option<NewOperation>) {
-        self.send(StopKind::Pause, operation);
-    }
-
-    /// Ends the nodes that run, saves what others gave, and stops. They run again on resume.
-    pub fn interrupt(&self, operation: Option<NewOperation>) {
-        self.send(StopKind::Interrupt, operation);
-    }
-
-    /// Ends the nodes that run, and the execution.
-    pub fn cancel(&self, operation: Option<NewOperation>) {
-        self.send(StopKind::Cancel, operation);
-    }
-
-    fn send(&self, stop: StopKind, operation: Option<NewOperation>) {
-        // A run that has ended needs no stopping.
-        let _ended = self.0.send(Signal { stop, operation });
-    }
 }
 
 /// An execution whose lease was taken and whose head was read.
@@ -158,7 +93,6 @@ impl Run {
             result.is_some_and(|record| ending(workflow.node(*node), &record.result).is_some())
         };
         let reused = graph.nodes().filter(is_done).count();
-        let (sender, receiver) = mpsc::unbounded_channel();
         Ok(Self {
             engine,
             held,
@@ -174,7 +108,7 @@ impl Run {
             running: HashMap::new(),
             masks,
             events: Events::unwatched(),
-            signals: (Control(sender), receiver),
+            signals: Control::new(),
             stop: None,
             unsaved: Unsaved::default(),
             failures: Vec::new(),
@@ -564,19 +498,16 @@ impl Run {
         let state = self.ctx.clone();
         self.policy.saved(self.engine.clock.elapsed());
         let kind = cause.kind();
+        let (id, now) = (self.engine.clock.new_id(), self.engine.clock.now());
         let checkpoint = NewCheckpoint {
-            id: self.engine.clock.new_id(),
-            created_at: self.engine.clock.now(),
-            parent: None,
             delta: delta(Some(&self.saved), &state, |name| unsaved.writers.get(name).copied())?,
-            state: state.state.clone(),
-            cause,
             nodes: unsaved.nodes.clone(),
             label: extra.label,
             completed_node_count: self.completed,
             compress: self.policy.config().compress,
             operation: extra.operation,
             answers: extra.answers,
+            ..NewCheckpoint::new(id, now, state.state.clone(), cause)
         };
         let commit = Commit {
             execution_id: state.execution_id,

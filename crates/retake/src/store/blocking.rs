@@ -256,19 +256,11 @@ impl Face {
         checkpoint: &ExecutionCheckpoint,
     ) -> Result<Saved, StoreError> {
         let ctx = ExecutionContext::from(checkpoint.clone());
+        let state = checkpoint.state.clone();
         let new = NewCheckpoint {
-            id: self.clock.new_id(),
-            created_at: checkpoint.timestamp,
-            parent: None,
             delta: delta_in(execution_id, before.as_ref().map(|saved| &saved.ctx), &ctx)?,
-            state: checkpoint.state.clone(),
-            cause: Cause::Save,
-            nodes: Vec::new(),
-            label: None,
             completed_node_count: checkpoint.completed_nodes.len() as u64,
-            compress: false,
-            operation: None,
-            answers: Vec::new(),
+            ..NewCheckpoint::new(self.clock.new_id(), checkpoint.timestamp, state, Cause::Save)
         };
         let record = match before {
             Some(saved) => {

@@ -70,6 +70,26 @@ pub struct NewCheckpoint {
     pub answers: Vec<Uuid>,
 }
 
+impl NewCheckpoint {
+    /// Returns a checkpoint that follows the head and changes nothing, to be filled in.
+    pub fn new(id: CheckpointId, created_at: DateTime<Utc>, state: ExecutionState, cause: Cause) -> Self {
+        Self {
+            id,
+            created_at,
+            parent: None,
+            delta: Delta::default(),
+            state,
+            cause,
+            nodes: Vec::new(),
+            label: None,
+            completed_node_count: 0,
+            compress: false,
+            operation: None,
+            answers: Vec::new(),
+        }
+    }
+}
+
 /// One checkpoint to append to an execution's history.
 #[derive(Debug, Clone)]
 pub struct Commit {

@@ -270,19 +270,11 @@ impl Play {
     }
 
     fn checkpoint(&self, before: Option<&ExecutionContext>, after: &ExecutionContext) -> NewCheckpoint {
+        let (id, now) = (self.clock.new_id(), self.clock.now());
         NewCheckpoint {
-            id: self.clock.new_id(),
-            created_at: self.clock.now(),
-            parent: None,
             delta: store::delta(before, after, |_| None).expect("a storable state"),
-            state: after.state.clone(),
-            cause: Cause::Manual,
-            nodes: Vec::new(),
-            label: None,
-            completed_node_count: 0,
             compress: self.lines.len() % 2 == 1,
-            operation: None,
-            answers: Vec::new(),
+            ..NewCheckpoint::new(id, now, after.state.clone(), Cause::Manual)
         }
     }
 

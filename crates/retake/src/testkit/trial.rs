@@ -52,20 +52,8 @@ impl Trial {
     }
 
     pub(super) fn checkpoint(&self, delta: Delta) -> NewCheckpoint {
-        NewCheckpoint {
-            id: self.clock.new_id(),
-            created_at: self.clock.now(),
-            parent: None,
-            delta,
-            state: ExecutionState::Running,
-            cause: Cause::Manual,
-            nodes: Vec::new(),
-            label: None,
-            completed_node_count: 0,
-            compress: false,
-            operation: None,
-            answers: Vec::new(),
-        }
+        let (id, now) = (self.clock.new_id(), self.clock.now());
+        NewCheckpoint { delta, ..NewCheckpoint::new(id, now, ExecutionState::Running, Cause::Manual) }
     }
 
     /// Creates an execution whose first state has the variable `step`, "1".

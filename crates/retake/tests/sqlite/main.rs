@@ -39,20 +39,8 @@ fn execution(name: &str, origin: Option<Origin>) -> NewExecution {
 
 fn checkpoint(delta: Delta) -> NewCheckpoint {
     let clock = SystemClock::default();
-    NewCheckpoint {
-        id: clock.new_id(),
-        created_at: clock.now(),
-        parent: None,
-        delta,
-        state: ExecutionState::Running,
-        cause: Cause::Manual,
-        nodes: Vec::new(),
-        label: None,
-        completed_node_count: 0,
-        compress: false,
-        operation: None,
-        answers: Vec::new(),
-    }
+    let (id, now) = (clock.new_id(), clock.now());
+    NewCheckpoint { delta, ..NewCheckpoint::new(id, now, ExecutionState::Running, Cause::Manual) }
 }
 
 fn commit(execution_id: ExecutionId, expected_head: Seq, delta: Delta) -> Commit {

@@ -1,0 +1,80 @@
+//! How a run is stopped from outside, and how it says that it ended.
+
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use crate::execution::{ExecutionId, ExecutionState};
+use crate::store::{NewOperation, Seq};
+
+/// Asks a run to stop. Cheap to copy and to send.
+#[derive(Debug, Clone)]
+pub struct Control(mpsc::UnboundedSender<Signal>);
+
+/// What a [`Control`] sends.
+#[derive(Debug)]
+pub(super) struct Signal {
+    pub(super) stop: StopKind,
+    pub(super) operation: Option<NewOperation>,
+}
+
+/// How a run is to stop; a later one is stronger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum StopKind {
+    /// Let the nodes that run finish.
+    Pause,
+    /// End the nodes that run; they will run again.
+    Interrupt,
+    /// End the nodes that run, and the execution.
+    Cancel,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The execution.
+    pub execution: ExecutionId,
+    /// Its readable name.
+    pub name: String,
+    /// How it stands now.
+    pub state: ExecutionState,
+    /// The newest point.
+    pub head: Seq,
+    /// Nodes that ran to an end this time.
+    pub nodes_run: usize,
+    /// Nodes whose results were there already.
+    pub nodes_reused: usize,
+    /// US dollars spent this time, as a decimal; `None` where not known or where nothing was bought.
+    pub cost_usd: Option<String>,
+    /// Nodes that wait for somebody's approval.
+    pub waiting: Vec<String>,
+    /// Nodes that failed, and why.
+    pub failures: Vec<(String, String)>,
+}
+
+impl Control {
+    /// Returns a handle, and where its signals come out.
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Signal>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self(sender), receiver)
+    }
+
+    /// Lets the nodes that run finish, saves, and stops.
+    pub fn pause(&self, operation: Option<NewOperation>) {
+        self.send(StopKind::Pause, operation);
+    }
+
+    /// Ends the nodes that run, saves what others gave, and stops. They run again on resume.
+    pub fn interrupt(&self, operation: Option<NewOperation>) {
+        self.send(StopKind::Interrupt, operation);
+    }
+
+    /// Ends the nodes that run, and the execution.
+    pub fn cancel(&self, operation: Option<NewOperation>) {
+        self.send(StopKind::Cancel, operation);
+    }
+
+    fn send(&self, stop: StopKind, operation: Option<NewOperation>) {
+        // A run that has ended needs no stopping.
+        let _ended = self.0.send(Signal { stop, operation });
+    }
+}
