@@ -86,13 +86,23 @@ pub(crate) fn cause(cause: &Cause) -> String {
         Cause::Before { node } => format!("before {node}"),
         Cause::LongNode { node } => format!("long node {node}"),
         Cause::Started { node } => format!("started {node}"),
-        Cause::Approve { node, approved: true } => format!("approved {node}"),
-        Cause::Approve { node, approved: false } => format!("rejected {node}"),
+        Cause::Approve { node, approved } if *approved => format!("approved {node}"),
+        Cause::Approve { node, .. } => format!("rejected {node}"),
         Cause::Rollback { to } => format!("rollback to @{to}"),
         Cause::Undo { operation } => format!("undo of operation {operation}"),
         Cause::Redo { operation } => format!("redo of operation {operation}"),
         Cause::Fork { origin } => format!("fork at @{}", origin.seq),
-        other => other.kind().replace('_', " "),
+        Cause::Start
+        | Cause::Nodes
+        | Cause::Interval
+        | Cause::Manual
+        | Cause::Save
+        | Cause::Pause
+        | Cause::Resume
+        | Cause::Finish
+        | Cause::Cancel
+        | Cause::Edit
+        | _ => cause.kind().to_owned(),
     }
 }
 

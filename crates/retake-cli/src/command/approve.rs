@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::app::App;
 use crate::assignment;
 use crate::failure::Failure;
+use crate::wording;
 
 /// Approve or reject what a run waits for.
 #[derive(Debug, Args)]
@@ -43,9 +44,12 @@ impl Approve {
             return Ok(ExitCode::SUCCESS);
         }
         let decided = if approved { "approved" } else { "rejected" };
-        app.output.line(format!("{decided} {} of {} at @{head}", self.node, run.name));
+        app.output.line(format!("{decided} {} of {} at @{head}", self.node, wording::plain(&run.name)));
         if engine.store().require(run.id).await?.leased_by.is_none() {
-            app.output.note(format!("`{}` goes on", app.command_line(format!("resume {}", run.name))));
+            app.output.note(format!(
+                "`{}` goes on",
+                app.command_line(format!("resume {}", wording::plain(&run.name)))
+            ));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::app::App;
 use crate::failure::Failure;
+use crate::wording;
 
 /// End a run, and the nodes that are in flight; `retake undo` takes it back.
 #[derive(Debug, Args)]
@@ -27,7 +28,7 @@ impl Cancel {
             app.output
                 .document(&json!({"execution": run.id, "name": run.name, "status": status, "head": head}));
         } else {
-            app.output.line(format!("{} is {status} at @{head}", run.name));
+            app.output.line(format!("{} is {status} at @{head}", wording::plain(&run.name)));
         }
         Ok(ExitCode::SUCCESS)
     }

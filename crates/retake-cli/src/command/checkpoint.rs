@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::app::App;
 use crate::failure::{Code, Failure};
+use crate::wording;
 
 /// Make a checkpoint now, under a label if you like; labelled ones are never pruned.
 #[derive(Debug, Args)]
@@ -33,7 +34,7 @@ impl Checkpoint {
                 .document(&json!({"execution": run.id, "name": run.name, "head": head, "label": self.label}));
         } else {
             let labelled = self.label.map(|label| format!(", labelled `{label}`")).unwrap_or_default();
-            app.output.line(format!("{} is saved at @{head}{labelled}", run.name));
+            app.output.line(format!("{} is saved at @{head}{labelled}", wording::plain(&run.name)));
         }
         Ok(ExitCode::SUCCESS)
     }

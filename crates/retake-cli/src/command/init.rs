@@ -29,10 +29,12 @@ pub(crate) struct Init {
 impl Init {
     pub(crate) fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let shown = self.file.display();
-        write(&self.file, self.force).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => Failure::new(Code::Conflict, format!("{shown} is there already"))
-                .hint("`--force` writes over it"),
-            _ => Failure::system(format!("cannot write {shown}"), error),
+        write(&self.file, self.force).map_err(|error| {
+            if error.kind() == io::ErrorKind::AlreadyExists {
+                let failure = Failure::new(Code::Conflict, format!("{shown} is there already"));
+                return failure.hint("`--force` writes over it");
+            }
+            Failure::system(format!("cannot write {shown}"), error)
         })?;
         if app.output.json {
             app.output.document(&json!({"file": self.file}));

@@ -37,7 +37,7 @@ impl Op {
         if app.output.json {
             app.output.document(&log.iter().map(document).collect::<Vec<_>>());
         } else if log.is_empty() {
-            app.output.note(format!("nobody did anything to {}", run.name));
+            app.output.note(format!("nobody did anything to {}", wording::plain(&run.name)));
         } else {
             table(app, &log).print(&app.output);
         }

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::app::App;
 use crate::failure::Failure;
+use crate::wording;
 
 /// Pause a run: nodes that are in flight finish first.
 #[derive(Debug, Args)]
@@ -27,7 +28,7 @@ impl Pause {
             app.output
                 .document(&json!({"execution": run.id, "name": run.name, "status": status, "head": head}));
         } else {
-            app.output.line(format!("{} is {status} at @{head}", run.name));
+            app.output.line(format!("{} is {status} at @{head}", wording::plain(&run.name)));
         }
         Ok(ExitCode::SUCCESS)
     }

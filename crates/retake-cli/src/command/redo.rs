@@ -24,10 +24,8 @@ impl Redo {
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let head = engine.redo(run.id, app.operation()).await?;
         let log = engine.store().operations(run.id).await?;
-        let number = log.iter().find(|record| record.after == head).and_then(|record| match record.cause {
-            Cause::Redo { operation } => Some(operation),
-            _ => None,
-        });
+        let done = log.iter().find(|record| record.after == head).map(|record| &record.cause);
+        let number = if let Some(Cause::Redo { operation }) = done { Some(*operation) } else { None };
         let operation = log.iter().find(|record| Some(record.number) == number);
         if app.output.json {
             let command = operation.map(|operation| &operation.command);
@@ -36,7 +34,7 @@ impl Redo {
             }));
         } else {
             let what = operation.map_or_else(String::new, |operation| wording::plain(&operation.command));
-            app.output.line(format!("did again `{what}`: {} is at @{head}", run.name));
+            app.output.line(format!("did again `{what}`: {} is at @{head}", wording::plain(&run.name)));
         }
         Ok(ExitCode::SUCCESS)
     }

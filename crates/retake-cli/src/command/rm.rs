@@ -25,7 +25,8 @@ impl Rm {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let store = app.store()?;
         let run = address::resolve_run(&*store, &self.run).await?;
-        let question = format!("remove {} with its history up to @{}, for good?", run.name, run.head);
+        let question =
+            format!("remove {} with its history up to @{}, for good?", wording::plain(&run.name), run.head);
         if !self.yes && !question::confirm(app, &question)? {
             return Ok(ExitCode::SUCCESS);
         }
@@ -35,7 +36,7 @@ impl Rm {
                 .document(&json!({"execution": run.id, "name": run.name, "checkpoints_removed": removed}));
         } else {
             let points = wording::count(removed as u64, "checkpoint");
-            app.output.line(format!("removed {} with {points}", run.name));
+            app.output.line(format!("removed {} with {points}", wording::plain(&run.name)));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -77,7 +77,7 @@ impl Rollback {
         if self.dry_run {
             match app.output.json {
                 true => app.output.document(&plan),
-                false => print(&app.output, &point.execution.name, &plan),
+                false => print(&app.output, &point.execution.name, &plan, request.effects),
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -114,7 +114,7 @@ impl Rollback {
     ) -> Result<ExitCode, Failure> {
         let (id, name) = (point.execution.id, &point.execution.name);
         if !app.output.json {
-            print(&app.output, name, &plan);
+            print(&app.output, name, &plan, effects);
         }
         if effects == Effects::Refuse && !plan.irreversible.is_empty() {
             return Err(EngineError::Irreversible { nodes: plan.irreversible }.into());
@@ -135,7 +135,7 @@ impl Rollback {
                 false => app.output.document(&document),
             }
         } else {
-            app.output.line(format!("{name} is {status} at @{head}"));
+            app.output.line(format!("{} is {status} at @{head}", wording::plain(name)));
         }
         if self.run {
             return go_on(app, engine, id).await;
@@ -150,7 +150,7 @@ impl Rollback {
 }
 
 /// Prints a plan for a person: what stays, what runs again and why, and what changes.
-fn print(output: &Output, name: &str, plan: &Plan) {
+fn print(output: &Output, name: &str, plan: &Plan, effects: Effects) {
     let name = wording::plain(name);
     output.line(format!("{} from @{} back to @{}", name.bold(), plan.head, plan.target));
     if !plan.keep.is_empty() {
@@ -162,8 +162,13 @@ fn print(output: &Output, name: &str, plan: &Plan) {
     for left in &plan.inconsistent {
         output.line(format!("  {} {} stays, although {}", "?".yellow(), left.node, left.because));
     }
+    let fate = match effects {
+        Effects::Refuse => "",
+        Effects::Again => ", and happens once more",
+        Effects::Keep => ", so its result stays",
+    };
     for node in &plan.irreversible {
-        output.line(format!("  {} {node} cannot be undone", "!".red()));
+        output.line(format!("  {} {node} cannot be undone{fate}", "!".red()));
     }
     for (variable, change) in &plan.variables {
         let variable = wording::plain(variable);

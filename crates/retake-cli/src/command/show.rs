@@ -85,17 +85,8 @@ impl Shown {
     }
 
     fn document(&self) -> Value {
-        let mut document = self.heading();
-        let nodes = self.nodes().into_iter().map(|(name, result)| (name, Value::Object(node(result))));
-        document.extend([
-            ("inputs".to_owned(), json!(self.ctx.inputs)),
-            ("variables".to_owned(), json!(self.ctx.variables)),
-            ("nodes".to_owned(), Value::Object(nodes.collect())),
-        ]);
-        Value::Object(document)
-    }
-
-    fn heading(&self) -> Map<String, Value> {
+        let nodes: Map<String, Value> =
+            self.nodes().into_iter().map(|(name, result)| (name, node(result))).collect();
         let Resolved { execution, checkpoint } = &self.resolved;
         let error = match &checkpoint.state {
             ExecutionState::Failed(why) => Some(why),
@@ -104,7 +95,7 @@ impl Shown {
             | ExecutionState::Cancelled
             | ExecutionState::Paused => None,
         };
-        let heading = json!({
+        json!({
             "execution": execution.id,
             "name": execution.name,
             "workflow": execution.workflow_name,
@@ -116,11 +107,10 @@ impl Shown {
             "created_at": checkpoint.created_at,
             "cause": checkpoint.cause,
             "label": checkpoint.label,
-        });
-        match heading {
-            Value::Object(heading) => heading,
-            _ => Map::new(),
-        }
+            "inputs": self.ctx.inputs,
+            "variables": self.ctx.variables,
+            "nodes": nodes,
+        })
     }
 
     fn node_document(&self, name: &str) -> Result<Value, Failure> {
@@ -129,15 +119,13 @@ impl Shown {
         let mut document = node(result);
         let definition = self.workflow.as_ref().and_then(|workflow| workflow.definition().nodes.get(name));
         let inputs = result.map(|result| result.reads.iter().map(|read| self.seen(read)).collect::<Vec<_>>());
-        document.extend([
-            ("execution".to_owned(), json!(execution.id)),
-            ("name".to_owned(), json!(execution.name)),
-            ("seq".to_owned(), json!(checkpoint.seq)),
-            ("node".to_owned(), json!(name)),
-            ("definition".to_owned(), json!(definition)),
-            ("inputs".to_owned(), json!(inputs.unwrap_or_default())),
-        ]);
-        Ok(Value::Object(document))
+        document["execution"] = json!(execution.id);
+        document["name"] = json!(execution.name);
+        document["seq"] = json!(checkpoint.seq);
+        document["node"] = json!(name);
+        document["definition"] = json!(definition);
+        document["inputs"] = json!(inputs.unwrap_or_default());
+        Ok(document)
     }
 
     /// Returns what a node read, with the value where it is still the one that the node saw.
@@ -171,12 +159,13 @@ impl Shown {
         let mut table = Table::new(["NODE", "STATUS", "TIME", "RETRIES", "TOKENS", "COST", "OUTPUT"]);
         for (name, result) in &nodes {
             let (status, output, error) = standing(result.map(|result| &result.result));
+            let metrics = result.and_then(|result| result.metrics.as_ref());
+            let question = metrics.and_then(|metrics| metrics.custom.get("message"));
             let said = match (&output, &error) {
                 (_, Value::String(why)) => wording::shortened(why, 60),
-                (Value::Null, _) => String::new(),
+                (Value::Null, _) => question.map(wording::value).unwrap_or_default(),
                 (output, _) => wording::value(output),
             };
-            let metrics = result.and_then(|result| result.metrics.as_ref());
             let text = |text: Option<String>| Cell::from(text.unwrap_or_default());
             table.row([
                 name.into(),
@@ -231,7 +220,11 @@ impl Shown {
         let mut times = vec![format!("started {}", wording::age(app.clock.now(), result.started_at))];
         let metrics = result.metrics.as_ref();
         times.extend(metrics.and_then(|m| m.duration_ms).map(|ms| format!("took {}", wording::duration(ms))));
-        times.push(wording::count(result.retry_count.into(), "retry").replace("retrys", "retries"));
+        match result.retry_count {
+            0 => {}
+            1 => times.push("1 retry".to_owned()),
+            retries => times.push(format!("{retries} retries")),
+        }
         if let Some(tokens) = metrics.and_then(|metrics| metrics.token_usage.as_ref()) {
             let cost = metrics.and_then(|metrics| metrics.cost_usd).map(usd);
             times.push(wording::count(tokens.total_tokens.into(), "token"));
@@ -255,10 +248,7 @@ impl Shown {
         spaced(app, !result.reads.is_empty(), &table);
         if result.output().is_some() {
             app.output.line("");
-            let whole = match &output {
-                Value::String(text) => text.clone(),
-                other => serde_json::to_string_pretty(other).unwrap_or_default(),
-            };
+            let whole = output.as_str().map_or_else(|| format!("{output:#}"), str::to_owned);
             whole.lines().for_each(|line| app.output.line(wording::plain(line)));
         }
         Ok(())
@@ -273,11 +263,11 @@ fn spaced(app: &App, is_there: bool, table: &Table) {
 }
 
 /// Returns what is shown of a node. One that was never reached is pending, as is one that has not ended.
-fn node(result: Option<&NodeExecutionResult>) -> Map<String, Value> {
+fn node(result: Option<&NodeExecutionResult>) -> Value {
     let (status, output, error) = standing(result.map(|result| &result.result));
     let metrics = result.and_then(|result| result.metrics.as_ref());
     let reads: Vec<Value> = result.into_iter().flat_map(|result| &result.reads).map(read).collect();
-    let document = json!({
+    json!({
         "status": status,
         "output": output,
         "error": error,
@@ -290,11 +280,7 @@ fn node(result: Option<&NodeExecutionResult>) -> Map<String, Value> {
         "cost_usd": metrics.and_then(|metrics| metrics.cost_usd).map(usd),
         "idempotency_key": result.and_then(|result| result.idempotency_key.as_ref()),
         "reads": reads,
-    });
-    match document {
-        Value::Object(document) => document,
-        _ => Map::new(),
-    }
+    })
 }
 
 fn read(read: &Read) -> Value {

@@ -24,10 +24,8 @@ impl Undo {
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let head = engine.undo(run.id, app.operation()).await?;
         let log = engine.store().operations(run.id).await?;
-        let number = log.iter().find(|record| record.after == head).and_then(|record| match record.cause {
-            Cause::Undo { operation } => Some(operation),
-            _ => None,
-        });
+        let done = log.iter().find(|record| record.after == head).map(|record| &record.cause);
+        let number = if let Some(Cause::Undo { operation }) = done { Some(*operation) } else { None };
         let operation = log.iter().find(|record| Some(record.number) == number);
         if app.output.json {
             let command = operation.map(|operation| &operation.command);
@@ -36,7 +34,7 @@ impl Undo {
             }));
         } else {
             let what = operation.map_or_else(String::new, |operation| wording::plain(&operation.command));
-            app.output.line(format!("took back `{what}`: {} is at @{head}", run.name));
+            app.output.line(format!("took back `{what}`: {} is at @{head}", wording::plain(&run.name)));
         }
         Ok(ExitCode::SUCCESS)
     }
