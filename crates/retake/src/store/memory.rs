@@ -40,17 +40,8 @@ use crate::execution::{ExecutionId, WorkflowId};
 ///     origin: None,
 /// };
 /// let first = NewCheckpoint {
-///     id: uuid::Uuid::now_v7(),
-///     created_at: ctx.started_at,
-///     parent: None,
 ///     delta: store::delta(None, &ctx, |_| None)?,
-///     state: ctx.state.clone(),
-///     cause: Cause::Start,
-///     label: None,
-///     completed_node_count: 0,
-///     compress: false,
-///     operation: None,
-///     answers: Vec::new(),
+///     ..NewCheckpoint::new(uuid::Uuid::now_v7(), ctx.started_at, ctx.state.clone(), Cause::Start)
 /// };
 /// let checkpoint = store.create(execution, first).await?;
 /// assert_eq!(checkpoint.seq, 1);
