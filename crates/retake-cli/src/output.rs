@@ -5,9 +5,13 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use owo_colors::OwoColorize;
+use retake::workflow::WorkflowError;
 use serde::Serialize;
 
 use crate::failure::{Code, Failure};
+
+/// How long a line of a file may be that is shown with what is wrong in it. Room for colours included.
+const DRAWN_LINE_BYTES_MAX: usize = 1_000;
 
 /// Where and how to print.
 #[derive(Debug, Clone)]
@@ -68,8 +72,8 @@ impl Output {
             self.note(failure.to_json().to_string());
             return failure.code.exit();
         }
-        match failure.report.as_ref().and_then(|report| draw(&**report)) {
-            Some(drawn) => self.note(drawn.trim_end()),
+        match &failure.report {
+            Some(report) => self.note(draw(report)),
             None => {
                 let mark = match failure.code {
                     Code::Waiting => "waiting:".yellow().bold().to_string(),
@@ -106,10 +110,23 @@ impl Output {
     }
 }
 
-fn draw(report: &dyn miette::Diagnostic) -> Option<String> {
+/// Returns what is wrong with a file: drawn below its lines, or listed where those are too long to look at.
+fn draw(error: &WorkflowError) -> String {
     let mut drawn = String::new();
-    miette::GraphicalReportHandler::new().render_report(&mut drawn, report).ok()?;
-    Some(drawn)
+    let is_drawn = miette::GraphicalReportHandler::new().render_report(&mut drawn, error).is_ok();
+    if is_drawn && drawn.lines().all(|line| line.len() <= DRAWN_LINE_BYTES_MAX) {
+        return drawn.trim_end().to_owned();
+    }
+    let listed = error.problems().map(|problem| {
+        let place = problem.line().zip(problem.column());
+        let place = place.map_or_else(String::new, |(line, column)| format!("{line}:{column}: "));
+        let help = problem.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        format!("\n  {place}{}{}", printable(problem.message()), printable(&help))
+    });
+    let head = format!("{} {}", "error:".red().bold(), printable(&error.to_string()));
+    // One that stands alone, and needs no help, is all in the head.
+    let is_all = error.problems().all(|problem| problem.hint().is_none()) && error.problems().count() == 1;
+    if is_all { head } else { head + &listed.collect::<String>() }
 }
 
 /// Returns a text without what would steer a terminal: nodes, models and servers wrote it.

@@ -19,12 +19,16 @@ mod platform {
     /// SIGXFSZ, which Linux, macOS and the BSDs number alike.
     const FILE_SIZE_EXCEEDED: i32 = 25;
 
+    /// Where Linux shows SIGHUP, signal 1, in a mask of signals.
+    const HANG_UP_BIT: u64 = 1;
+
     /// Wishes to stop, as they come.
     #[derive(Debug)]
     pub(crate) struct Wishes {
         interrupt: Signal,
         terminate: Signal,
-        hang_up: Signal,
+        /// `None` where whoever started the command wants it to outlive its terminal, as `nohup` does.
+        hang_up: Option<Signal>,
     }
 
     impl Wishes {
@@ -33,7 +37,7 @@ mod platform {
             Ok(Self {
                 interrupt: signal(SignalKind::interrupt())?,
                 terminate: signal(SignalKind::terminate())?,
-                hang_up: signal(SignalKind::hangup())?,
+                hang_up: if may_take_hang_up() { Some(signal(SignalKind::hangup())?) } else { None },
             })
         }
 
@@ -42,10 +46,25 @@ mod platform {
             tokio::select! {
                 Some(()) = self.interrupt.recv() => Wish::Stop,
                 Some(()) = self.terminate.recv() => Wish::StopNow,
-                Some(()) = self.hang_up.recv() => Wish::StopNow,
+                Some(()) = hung_up(&mut self.hang_up) => Wish::StopNow,
                 else => std::future::pending().await,
             }
         }
+    }
+
+    async fn hung_up(hang_up: &mut Option<Signal>) -> Option<()> {
+        match hang_up {
+            Some(hang_up) => hang_up.recv().await,
+            None => None,
+        }
+    }
+
+    /// Tells whether a hang-up is known not to be ignored. Where that cannot be known, it stays as it is.
+    fn may_take_hang_up() -> bool {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        ignored.is_some_and(|mask| mask & HANG_UP_BIT == 0)
     }
 
     /// Makes a write beyond a file size limit an error that is reported, and not the end of the process.

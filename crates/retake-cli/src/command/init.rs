@@ -31,8 +31,8 @@ impl Init {
         let shown = self.file.display();
         write(&self.file, self.force).map_err(|error| {
             if error.kind() == io::ErrorKind::AlreadyExists {
-                let failure = Failure::new(Code::Conflict, format!("{shown} is there already"));
-                return failure.hint("`--force` writes over it");
+                return Failure::new(Code::Usage, format!("{shown} is there already"))
+                    .hint("`--force` writes over it");
             }
             Failure::system(format!("cannot write {shown}"), error)
         })?;
