@@ -1,10 +1,11 @@
 //! `run` and `resume` as a user meets them: exit codes, output, signals, bad files, and stores that fail.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Instant;
 
 use assert_cmd::cargo::CommandCargoExt;
 use serde_json::{Value, json};
@@ -321,7 +322,7 @@ fn wait_until_taken(child: &Child) {
     let status = format!("/proc/{}/status", child.id());
     let is_pending = |text: String| {
         let pending = text.lines().filter_map(|line| line.strip_prefix("ShdPnd:")).map(str::trim);
-        pending.into_iter().any(|mask| mask.trim_start_matches('0') != "")
+        pending.into_iter().any(|mask| !mask.trim_start_matches('0').is_empty())
     };
     while fs::read_to_string(&status).is_ok_and(is_pending) {
         std::thread::yield_now();
@@ -501,12 +502,10 @@ fn a_good_file_is_told_with_its_order() {
 }
 
 #[test]
-fn a_node_that_prints_100_mb_fails_with_a_clear_message_and_in_bounded_time() {
-    let place = Place::with("name: w\nnodes:\n  a: { run: head -c 104857600 /dev/zero }\n");
-    let began = Instant::now();
+fn a_node_that_prints_without_end_is_ended_and_fails_with_a_clear_message() {
+    let place = Place::with("name: w\nnodes:\n  a: { run: cat /dev/zero }\n");
     let output = place.retake(&["run", "w.yaml", "--name", "x"]);
     expect(&output, 1);
-    assert!(began.elapsed().as_secs() < 20, "it took {:?}", began.elapsed());
     assert!(stderr(&output).contains("bytes to stdout and was ended"), "{}", stderr(&output));
     assert!(stderr(&output).len() < 5_000);
 }
