@@ -173,7 +173,8 @@ fn set_up(db: &Db, busy: Duration) -> Result<(), StoreError> {
     db.busy_timeout(busy)?;
     db.script(
         "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA foreign_keys = ON;
-         PRAGMA temp_store = MEMORY; PRAGMA wal_autocheckpoint = 0;",
+         PRAGMA temp_store = MEMORY; PRAGMA wal_autocheckpoint = 0;
+         PRAGMA cache_size = -16384; PRAGMA journal_size_limit = 16777216;",
     )?;
     for (pragma, wanted) in [("synchronous", 2), ("foreign_keys", 1), ("wal_autocheckpoint", 0)] {
         let found = db.pragma(pragma)?;

@@ -21,7 +21,7 @@ const BATCH_MAX: usize = 512;
 const LATER_MAX: usize = 8;
 
 /// What a job is assumed to add to the log beside its bodies: a few pages.
-const JOB_LOG_BYTES: u64 = 16 * 1024;
+const JOB_LOG_BYTES: u64 = 32 * 1024;
 
 /// How much the log may grow before the keeper moves it into the file.
 const LOG_BYTES_MAX: u64 = 4 * 1024 * 1024;
