@@ -96,7 +96,9 @@ pub struct SqliteStore {
     writes: Option<mpsc::Sender<Job>>,
     reads: Option<mpsc::Sender<reader::Read>>,
     tasks: Option<blocking::SyncSender<Task>>,
+    /// The writer and the keeper.
     threads: Vec<JoinHandle<()>>,
+    readers: Vec<JoinHandle<()>>,
 }
 
 /// What the threads of a store share.
@@ -172,24 +174,19 @@ impl SqliteStore {
             reads: Some(reads),
             tasks: Some(tasks),
             threads: Vec::new(),
+            readers: Vec::new(),
         };
         let spawned = (|| {
-            store.spawn("retake-writer", || writer.run())?;
-            store.spawn("retake-keeper", || keeper.run())?;
+            store.threads.push(spawn("retake-writer", || writer.run())?);
+            store.threads.push(spawn("retake-keeper", || keeper.run())?);
             for _ in 0..options.readers_max.max(1) {
                 let (shared, queue) = (Arc::clone(&store.shared), Arc::clone(&read_queue));
-                store.spawn("retake-reader", move || reader::run(&shared, &queue))?;
+                store.readers.push(spawn("retake-reader", move || reader::run(&shared, &queue))?);
             }
             Ok(())
         })();
         spawned.map_err(failed("starting its threads"))?;
         Ok(store)
-    }
-
-    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
-        self.threads.push(thread);
-        Ok(())
     }
 
     /// Returns the file that this store is in.
@@ -233,12 +230,25 @@ impl SqliteStore {
 }
 
 impl Drop for SqliteStore {
+    /// Only the last connection to close moves the log into the file, and two that close at the same time each take
+    /// the other for one that stays. So the readers go first, then the writer, and the keeper, which the writer holds
+    /// on to, last.
     fn drop(&mut self) {
-        (self.writes, self.reads, self.tasks) = (None, None, None);
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has said so; the others still end in order.
-            drop(thread.join());
-        }
+        self.reads = None;
+        finish(&mut self.readers);
+        (self.writes, self.tasks) = (None, None);
+        finish(&mut self.threads);
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run)
+}
+
+fn finish(threads: &mut Vec<JoinHandle<()>>) {
+    for thread in threads.drain(..) {
+        // A thread that panicked has said so; the others still end in order.
+        drop(thread.join());
     }
 }
 

@@ -26,6 +26,22 @@ async fn what_was_committed_is_there_after_reopening_and_the_log_is_in_the_file(
 }
 
 #[tokio::test]
+async fn however_often_a_store_is_closed_after_reads_the_log_ends_up_in_the_file() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let id = begin(&store, "brave-otter").await;
+    drop(store);
+    for seq in 2..=200 {
+        let store = SqliteStore::open(&path).unwrap();
+        advance(&store, id, seq, seq).await;
+        let (one, other) = tokio::join!(store.execution(id), store.execution(id));
+        assert_eq!(one.unwrap(), other.unwrap());
+        drop(store);
+        assert!(!path.with_extension("db-wal").exists(), "at @{seq}");
+    }
+}
+
+#[tokio::test]
 async fn a_newer_format_is_refused_and_the_file_stays_as_it_is() {
     let (_directory, path) = place();
     let store = SqliteStore::open(&path).unwrap();

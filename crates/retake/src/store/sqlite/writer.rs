@@ -102,6 +102,7 @@ impl Outstanding {
 
 /// The writer's side of its queue.
 pub(super) struct Writer {
+    /// Closed before the keeper is let go of, which is thus the last to close.
     pub(super) db: Db,
     pub(super) shared: Arc<Shared>,
     pub(super) queue: mpsc::Receiver<Job>,
