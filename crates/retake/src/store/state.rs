@@ -221,20 +221,20 @@ fn record<T: serde::de::DeserializeOwned>(name: &str, entry: &Entry) -> Result<T
 }
 
 fn variable(execution_id: ExecutionId, key: &Key, entry: &Entry) -> Result<Variable, StoreError> {
-    let name = || entry_name(execution_id, key);
+    let name = entry_name(execution_id, key);
     let mut pieces = entry.pieces.iter();
     let mut whole = match pieces.next() {
-        Some(first) => value::decode(&name(), known(&name(), first)?)?,
-        None => return Err(StoreError::Corrupt { record: name(), why: "it is empty".to_owned() }),
+        Some(first) => value::decode(&name, known(&name, first)?)?,
+        None => return Err(StoreError::Corrupt { record: name, why: "it is empty".to_owned() }),
     };
     for piece in pieces {
-        match (&mut whole, value::decode(&name(), known(&name(), piece)?)?) {
+        match (&mut whole, value::decode(&name, known(&name, piece)?)?) {
             (Value::Array(items), Value::Array(more)) => items.extend(more),
             (Value::String(text), Value::String(more)) => text.push_str(&more),
             (Value::Array(_) | Value::String(_), _)
             | (Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_), _) => {
                 let why = "an append does not fit what it was appended to".to_owned();
-                return Err(StoreError::Corrupt { record: name(), why });
+                return Err(StoreError::Corrupt { record: name, why });
             }
         }
     }

@@ -27,6 +27,8 @@ pub(super) const ROW_WEIGHT: i64 = 64;
 pub(super) struct DeltaRow {
     pub(super) base: Option<i64>,
     pub(super) body: Vec<u8>,
+    /// Whether the base has a keyframe.
+    is_base_framed: bool,
 }
 
 /// What lies between a delta and its nearest keyframe.
@@ -77,7 +79,8 @@ pub(super) fn remove(db: &Db, key: i64) -> Result<(), StoreError> {
 /// Reads a delta's row, which must be there.
 pub(super) fn row(db: &Db, key: i64) -> Result<DeltaRow, StoreError> {
     let found = db.first(
-        "SELECT key, base, body, checksum FROM deltas WHERE key = ?1",
+        "SELECT key, base, body, checksum, EXISTS (SELECT 1 FROM keyframes WHERE delta = base) FROM deltas \
+         WHERE key = ?1",
         [key],
         |_| name(key),
         |row| {
@@ -86,7 +89,8 @@ pub(super) fn row(db: &Db, key: i64) -> Result<DeltaRow, StoreError> {
             if base.is_some_and(|base| base >= key) {
                 return Err("it builds on a newer one".to_owned());
             }
-            Ok(DeltaRow { base, body: db::blob(row, 2)?.to_vec() })
+            let is_base_framed = db::integer(row, 4)? != 0;
+            Ok(DeltaRow { base, body: db::blob(row, 2)?.to_vec(), is_base_framed })
         },
     )?;
     found.ok_or_else(|| missing(key))
@@ -97,14 +101,15 @@ pub(super) fn image(db: &Db, delta: i64) -> Result<Image, StoreError> {
     let mut image = Image::default();
     let mut way = Vec::new();
     let mut next = Some(delta);
+    let mut may_be_framed = true;
     while let Some(key) = next {
         // A damaged keyframe is passed by: what lies behind it is the truth.
-        if let Ok(Some(keyframe)) = keyframe(db, key) {
+        if may_be_framed && let Ok(Some(keyframe)) = keyframe(db, key) {
             image.apply(&format!("keyframe {key}"), &keyframe)?;
             break;
         }
         let row = row(db, key)?;
-        next = row.base;
+        (next, may_be_framed) = (row.base, row.is_base_framed);
         way.push((key, row));
     }
     for (key, row) in way.iter().rev() {
