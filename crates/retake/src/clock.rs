@@ -4,6 +4,7 @@
 //! constructors of the public data types (`ExecutionContext::new` and the like) use the machine's own.
 
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,11 @@ pub trait Clock: Send + Sync + Debug {
 
     /// Returns a new time-ordered id (UUID version 7).
     fn new_id(&self) -> Uuid;
+
+    /// Returns the wall clock and a new id, for a record that carries both.
+    fn stamp(&self) -> (DateTime<Utc>, Uuid) {
+        (self.now(), self.new_id())
+    }
 }
 
 /// The machine's own clock.
@@ -45,10 +51,35 @@ impl Clock for SystemClock {
         self.start.elapsed()
     }
 
-    #[expect(clippy::disallowed_methods, reason = "this is the place that makes ids")]
     fn new_id(&self) -> Uuid {
-        Uuid::now_v7()
+        id_at(self.now())
     }
+
+    /// Reads the clock once for both.
+    fn stamp(&self) -> (DateTime<Utc>, Uuid) {
+        let now = self.now();
+        (now, id_at(now))
+    }
+}
+
+/// Bits of an id that count within one millisecond.
+const COUNTER_BITS: u32 = 12;
+
+/// Returns a UUID of version 7 that is greater than every one this process made before, though the clock stands still
+/// or steps back.
+#[expect(clippy::disallowed_methods, reason = "this is the place that makes ids")]
+fn id_at(now: DateTime<Utc>) -> Uuid {
+    /// The milliseconds and the counter of the newest id.
+    static NEWEST: AtomicU64 = AtomicU64::new(0);
+    let earliest = u64::try_from(now.timestamp_millis()).unwrap_or(0) << COUNTER_BITS;
+    let next = |newest: u64| earliest.max(newest + 1);
+    let newest = NEWEST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |newest| Some(next(newest)));
+    let place = newest.map_or(earliest, next);
+    let (_, random) = Uuid::new_v4().as_u64_pair();
+    let version = 7 << COUNTER_BITS;
+    let counter = place & ((1 << COUNTER_BITS) - 1);
+    // The variant is where version 4 has it already.
+    Uuid::from_u64_pair((place >> COUNTER_BITS) << 16 | version | counter, random)
 }
 
 /// Returns the machine's clock, for code that was handed none. It is one clock: its start is read once.
@@ -128,5 +159,28 @@ impl Clock for ManualClock {
             counter[7],
         ];
         uuid::Builder::from_unix_timestamp_millis(1_767_225_600_000 + hands.ids, &tail).into_uuid()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_only_grow_though_the_clock_stands_still_or_steps_back() {
+        let now = SystemClock::default().now();
+        let ids: Vec<Uuid> =
+            (0..10_000).map(|n| id_at(if n % 2 == 0 { now } else { now - TimeDelta::seconds(5) })).collect();
+        assert!(ids.is_sorted_by(|a, b| a < b));
+        assert!(ids.iter().all(|id| id.get_version_num() == 7 && id.get_variant() == uuid::Variant::RFC4122));
+    }
+
+    #[test]
+    fn a_stamp_carries_one_moment() {
+        // Other tests of this process may have moved the counter on, by a millisecond at most for each 4,096 ids.
+        let (at, id) = SystemClock::default().stamp();
+        let (seconds, nanoseconds) = id.get_timestamp().unwrap().to_unix();
+        let id_ms = i64::try_from(seconds).unwrap() * 1_000 + i64::from(nanoseconds / 1_000_000);
+        assert!((0..1_000).contains(&(id_ms - at.timestamp_millis())), "{id_ms} is not {at}");
     }
 }

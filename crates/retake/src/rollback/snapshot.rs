@@ -59,10 +59,10 @@ pub struct SnapshotMetadata {
 impl ExecutionSnapshot {
     /// Returns a snapshot of a context, made now, with a fresh id.
     pub fn from_context(ctx: &ExecutionContext) -> Self {
-        let clock = clock::system();
+        let (created_at, id) = clock::system().stamp();
         Self {
-            id: clock.new_id(),
-            created_at: clock.now(),
+            id,
+            created_at,
             label: None,
             trigger_node: None,
             state: ctx.state.clone(),
