@@ -27,6 +27,9 @@ use crate::workflow::{Effect, NodeKind, Template, Workflow};
 /// How often a run looks whether something was asked of it.
 const ASKED_EVERY: Duration = Duration::from_millis(250);
 
+/// How many points past its bound a history gets before a run prunes it: a write for each save would double the cost.
+const PRUNED_AT_ONCE: u64 = 8;
+
 /// An execution that this process holds the lease on, ready to be driven.
 #[derive(Debug)]
 pub struct Run {
@@ -55,6 +58,8 @@ pub struct Run {
     ran: usize,
     cost: money::Sum,
     pruning: Option<tokio::task::JoinHandle<()>>,
+    /// The head when pruning last began.
+    pruned_at: Seq,
 }
 
 /// What has happened since the head.
@@ -117,6 +122,7 @@ impl Run {
             ran: 0,
             cost: money::Sum::default(),
             pruning: None,
+            pruned_at: 0,
         })
     }
 
@@ -157,9 +163,7 @@ impl Run {
     pub async fn drive(mut self) -> Result<Outcome, EngineError> {
         let outcome = self.advance().await;
         self.tasks.shutdown().await;
-        if let Some(pruning) = self.pruning.take() {
-            let _ended = pruning.await;
-        }
+        self.finish_pruning().await;
         self.held.release().await;
         outcome
     }
@@ -519,25 +523,43 @@ impl Run {
         self.saved = state;
         let seq = self.head;
         self.events.tell(|| Event::Checkpoint { seq, cause: kind, nodes: unsaved.nodes }).await;
-        self.prune().await;
+        self.prune();
         Ok(())
     }
 
-    /// Keeps the history within its bound, beside the run: a save does not wait for it.
-    async fn prune(&mut self) {
-        let keep = self.policy.config().max_checkpoints;
-        if usize::try_from(self.head).unwrap_or(usize::MAX) <= keep {
+    /// Returns how many points the history has had past its bound since it was last pruned.
+    fn surplus(&self) -> u64 {
+        let keep = Seq::try_from(self.policy.config().max_checkpoints).unwrap_or(Seq::MAX);
+        self.head.saturating_sub(self.pruned_at.max(keep))
+    }
+
+    /// Keeps the history near its bound, beside the run: a save does not wait for it.
+    fn prune(&mut self) {
+        let is_pruning = self.pruning.as_ref().is_some_and(|pruning| !pruning.is_finished());
+        if is_pruning || self.surplus() < PRUNED_AT_ONCE {
             return;
         }
-        if let Some(pruning) = self.pruning.take() {
-            let _ended = pruning.await;
-        }
         let (store, id) = (Arc::clone(&self.engine.store), self.ctx.execution_id);
+        let keep = self.policy.config().max_checkpoints;
+        self.pruned_at = self.head;
         self.pruning = Some(tokio::spawn(async move {
             if let Err(error) = store.prune(id, keep).await {
                 tracing::warn!(execution = %id, %error, "older checkpoints could not be pruned");
             }
         }));
+    }
+
+    /// Brings the history within its bound.
+    async fn finish_pruning(&mut self) {
+        if let Some(pruning) = self.pruning.take() {
+            let _ended = pruning.await;
+        }
+        if self.surplus() > 0 {
+            let keep = self.policy.config().max_checkpoints;
+            if let Err(error) = self.engine.store.prune(self.ctx.execution_id, keep).await {
+                tracing::warn!(execution = %self.ctx.execution_id, %error, "older checkpoints could not be pruned");
+            }
+        }
     }
 }
 
