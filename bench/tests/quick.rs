@@ -1,0 +1,42 @@
+//! The benchmark runs to its end and prints every row. How fast anything is, is not asked here.
+
+use std::process::Command;
+
+#[test]
+fn a_quick_run_prints_a_row_for_every_number() {
+    let run = Command::new(env!("CARGO_BIN_EXE_retake-bench")).arg("--quick").output().unwrap();
+    let (table, complaints) = (String::from_utf8(run.stdout).unwrap(), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{complaints}");
+    for (what, rows) in [
+        ("| durable save of a 1 KB change", 1),
+        ("| 64 executions saving at once", 2),
+        ("bytes on disk |", 4),
+        ("| the same: durable step", 1),
+        ("| the same: append and delta alone", 1),
+        ("| the same through the engine", 1),
+        ("| read the head", 2),
+        ("| read the worst", 2),
+        ("| snapshot in memory", 3),
+        ("| rollback in memory", 6),
+        ("| engine overhead per node", 5),
+        ("| list 20 checkpoints", 2),
+    ] {
+        assert_eq!(table.matches(what).count(), rows, "{what}\n{table}");
+    }
+    for fact in ["- processor: ", "- kernel: ", "- file system of the stores: ", "- versions: retake "] {
+        assert!(table.contains(fact), "{fact}\n{table}");
+    }
+}
+
+#[test]
+fn a_part_can_be_measured_alone_and_an_unknown_one_is_refused() {
+    let bench = |argument| {
+        Command::new(env!("CARGO_BIN_EXE_retake-bench")).args(["--quick", argument]).output().unwrap()
+    };
+    let alone = String::from_utf8(bench("overhead").stdout).unwrap();
+    assert_eq!(alone.matches("\n| engine overhead").count(), 5);
+    assert!(!alone.contains("| list "));
+    let refused = bench("everything");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("unknown argument `everything`"));
+}
