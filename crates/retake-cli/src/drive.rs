@@ -1,6 +1,5 @@
 //! Drives a run to its end: shows what happens, heeds signals, says how it ended and how to go on.
 
-use std::pin::pin;
 use std::process::ExitCode;
 
 use retake::engine::{Control, EngineError, Outcome, Run};
@@ -18,7 +17,8 @@ pub(crate) async fn drive(app: &App, mut run: Run, mut wishes: Wishes) -> Result
     let control = run.control();
     let screen = Screen::new(&app.output);
     let shown = tokio::spawn(screen.clone().follow(run.workflow().clone(), run.watch()));
-    let mut driven = pin!(run.drive());
+    // A task of its own: this one waits for signals, and a task wakes others faster than the main thread does.
+    let mut driven = tokio::spawn(run.drive());
     let mut stopped = None;
     let outcome = loop {
         tokio::select! {
@@ -29,7 +29,10 @@ pub(crate) async fn drive(app: &App, mut run: Run, mut wishes: Wishes) -> Result
     if let Err(error) = shown.await {
         std::panic::resume_unwind(error.into_panic());
     }
-    let outcome = outcome.map_err(|error| stopped_by(app, &name, error))?;
+    let outcome = match outcome {
+        Ok(outcome) => outcome.map_err(|error| stopped_by(app, &name, error))?,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    };
     if app.output.json {
         app.output.event(&finished(&outcome));
     } else {

@@ -30,6 +30,7 @@ pub use record::{
 #[cfg(feature = "sqlite")]
 pub use sqlite::{FORMAT, Options, SqliteStore, Stats};
 pub use state::{context, delta};
+#[cfg(feature = "engine")]
 pub(crate) use value::check as check_value;
 pub use value::{DEPTH_MAX, VALUE_BYTES_MAX, decode, encode, hash};
 
