@@ -145,7 +145,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Input`] and [`EngineError::NoHandler`], before anything is created;
-    /// [`Conflict::NameTaken`](crate::store::Conflict::NameTaken).
+    /// [`Conflict::NameTaken`].
     pub async fn start(&self, workflow: Arc<Workflow>, start: Start) -> Result<Run, EngineError> {
         self.check_handlers(&workflow)?;
         let mut ctx = ExecutionContext::with_id(self.clock.new_id(), workflow.id(), self.clock.now());
