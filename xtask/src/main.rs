@@ -56,7 +56,7 @@ fn test(shell: &Shell) -> xshell::Result<()> {
         .run()?;
     }
     cmd!(shell, "cargo clippy --workspace --all-features --all-targets -- -D warnings").run()?;
-    cmd!(shell, "cargo doc --workspace --all-features --no-deps").run()?;
+    cmd!(shell, "cargo doc -p retake --all-features --no-deps").run()?;
     // What has neither runtime nor driver is tested without them.
     cmd!(shell, "cargo test -p retake --no-default-features").run()?;
     cmd!(shell, "cargo test --workspace --all-features").run()
