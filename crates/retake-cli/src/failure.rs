@@ -195,7 +195,12 @@ impl From<EngineError> for Failure {
             EngineError::NotWaiting { .. } | EngineError::NothingTo { .. } | EngineError::Ended { .. } => {
                 Self::of(Code::Conflict, &error)
             }
-            EngineError::NoAnswer { .. } => Self::of(Code::Conflict, &error),
+            EngineError::NoAnswer { .. } | EngineError::StillRunning { .. } => {
+                Self::of(Code::Conflict, &error)
+            }
+            EngineError::Rejected { .. } => {
+                Self::of(Code::RunFailed, &error).hint("`retake undo RUN` takes the rejection back")
+            }
             EngineError::Cancelled { .. } => {
                 Self::of(Code::Conflict, &error).hint("`retake undo RUN` takes the cancellation back")
             }

@@ -203,11 +203,16 @@ impl Engine {
             ExecutionState::Cancelled => return Err(EngineError::Cancelled { name: record.name }),
             ExecutionState::Completed => {}
             ExecutionState::Running | ExecutionState::Paused | ExecutionState::Failed(_) => {
+                refuse_unknown(&workflow, &record, &resume.again)?;
+                refuse_rejected(&workflow, &record, &saved)?;
                 refuse_interrupted(&workflow, &saved, &resume.again)?;
                 ctx.state = ExecutionState::Running;
                 ctx.completed_at = None;
                 forget_failures(&workflow, &mut ctx);
                 let mut checkpoint = self.checkpoint_of(&saved, &ctx, Cause::Resume, resume.operation)?;
+                // What was asked before was asked of a run that is over.
+                checkpoint.answers =
+                    self.store.requests(id).await?.iter().map(|request| request.id).collect();
                 checkpoint.compress = workflow.definition().checkpoints.compress;
                 let fence = Some(held.fence());
                 let commit = Commit { execution_id: id, expected_head: head, fence, checkpoint };
@@ -321,6 +326,40 @@ impl Engine {
     }
 }
 
+/// Refuses names of nodes that the workflow does not have.
+fn refuse_unknown(
+    workflow: &Workflow,
+    record: &ExecutionRecord,
+    names: &[String],
+) -> Result<(), EngineError> {
+    match names.iter().find(|name| workflow.graph().index_of(name).is_none()) {
+        Some(node) => Err(EngineError::NoNode { name: record.name.clone(), node: node.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses to go on where somebody rejected an approval: only taking that back lets it be asked again.
+fn refuse_rejected(
+    workflow: &Workflow,
+    record: &ExecutionRecord,
+    ctx: &ExecutionContext,
+) -> Result<(), EngineError> {
+    let graph = workflow.graph();
+    let rejected = graph.nodes().find(|node| {
+        let definition = workflow.node(*node);
+        let result = ctx.get_node_result(&graph.id(*node)).map(|record| &record.result);
+        matches!(definition.kind, NodeKind::Approval(_))
+            && definition.on_error == OnError::Fail
+            && matches!(result, Some(ExecutionResult::Failure(why)) if why.starts_with(run::REJECTED))
+    });
+    match rejected {
+        Some(node) => {
+            Err(EngineError::Rejected { name: record.name.clone(), node: graph.name(node).to_owned() })
+        }
+        None => Ok(()),
+    }
+}
+
 /// Refuses to go on where a node's effect may have happened already, unless a person said to run it again.
 fn refuse_interrupted(
     workflow: &Workflow,
@@ -353,6 +392,10 @@ fn forget_failures(workflow: &Workflow, ctx: &mut ExecutionContext) {
     let graph = workflow.graph();
     for node in graph.nodes().filter(|node| workflow.node(*node).on_error == OnError::Fail) {
         let id = graph.id(node);
+        // What may have happened outside keeps its idempotency key, which stands in its record.
+        if workflow.node(node).effect == Effect::External {
+            continue;
+        }
         if matches!(ctx.get_node_result(&id).map(|record| &record.result), Some(ExecutionResult::Failure(_)))
         {
             ctx.node_results.remove(&id);

@@ -53,7 +53,11 @@ pub use source::{DEPTH_MAX, FILE_BYTES_MAX};
 
 use error::{Finding, Path};
 
-use crate::execution::WorkflowId;
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::execution::{Subject, WorkflowId};
 
 /// A workflow that was checked: every name in it exists, every expression can be read, and its nodes have an order.
 ///
@@ -179,6 +183,29 @@ impl Workflow {
     /// Returns which node waits for which.
     pub fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    /// Returns the names of the secrets that its expressions mention.
+    pub fn secrets(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        let mut open = vec![serde_json::to_value(&self.definition).unwrap_or_default()];
+        while let Some(value) = open.pop() {
+            match value {
+                Value::String(text) if text.contains("secrets") => {
+                    // A condition is an expression without braces; any other text is none that parses as one.
+                    let templates = [Template::parse(&text), Template::condition(&text)];
+                    for mention in templates.iter().flatten().flat_map(Template::mentions) {
+                        if let Subject::Secret(name) = &mention.subject {
+                            names.insert(name.clone());
+                        }
+                    }
+                }
+                Value::Array(items) => open.extend(items),
+                Value::Object(entries) => open.extend(entries.into_iter().map(|(_, value)| value)),
+                Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+            }
+        }
+        names
     }
 
     /// Returns the node with this index of the [`graph`](Self::graph).

@@ -406,7 +406,7 @@ async fn a_rejected_approval_fails_the_run_and_can_be_taken_back() {
     let outcome = run(&engine, workflow).await;
     let reject = Decision { approved: false, with: Value::Null };
     engine.approve(outcome.execution, "ok", reject, somebody()).await.unwrap();
-    let undone = engine.undo(outcome.execution, somebody()).await.unwrap();
+    let undone = engine.undo(outcome.execution, Effects::Refuse, somebody()).await.unwrap();
     let ctx = engine.store().context(outcome.execution, undone).await.unwrap();
     assert_eq!(ctx.get_node_result(&node_id("ok")).unwrap().result, ExecutionResult::Pending);
 }
@@ -467,7 +467,7 @@ async fn a_cancelled_run_ends_its_nodes_and_does_not_resume_until_that_is_undone
     assert_eq!(outcome.state, ExecutionState::Cancelled);
     let refused = engine.resume(id, Resume::default()).await.unwrap_err();
     assert!(matches!(refused, EngineError::Cancelled { .. }), "{refused}");
-    engine.undo(id, somebody()).await.unwrap();
+    engine.undo(id, Effects::Refuse, somebody()).await.unwrap();
     assert!(engine.resume(id, Resume::default()).await.is_ok());
 }
 
@@ -679,20 +679,20 @@ async fn undo_takes_back_a_rollback_and_redo_does_it_again() {
     engine.rollback(id, plan, Effects::Refuse, somebody()).await.unwrap();
     let rerun = resume(&engine, &outcome).await;
     journal.ran();
-    let undone = engine.undo(id, somebody()).await.unwrap();
+    let undone = engine.undo(id, Effects::Refuse, somebody()).await.unwrap();
     let (before, after) = (
         engine.store().context(id, outcome.head).await.unwrap(),
         engine.store().context(id, undone).await.unwrap(),
     );
     assert_eq!(after.node_results, before.node_results);
     assert_eq!((after.state, after.variables), (before.state, before.variables));
-    let redone = engine.redo(id, somebody()).await.unwrap();
+    let redone = engine.redo(id, Effects::Refuse, somebody()).await.unwrap();
     let (newest, again) = (
         engine.store().context(id, rerun.head).await.unwrap(),
         engine.store().context(id, redone).await.unwrap(),
     );
     assert_eq!(again.node_results, newest.node_results);
-    let refused = engine.redo(id, somebody()).await.unwrap_err();
+    let refused = engine.redo(id, Effects::Refuse, somebody()).await.unwrap_err();
     assert!(matches!(refused, EngineError::NothingTo { verb: "redo", .. }), "{refused}");
     let kinds: Vec<&str> =
         engine.store().operations(id).await.unwrap().iter().map(|record| record.cause.kind()).collect();
@@ -735,6 +735,240 @@ async fn going_back_over_an_effect_is_refused_unless_a_person_decides() {
     assert_eq!(journal.ran(), ["draft", "mail"]);
     let second = key(engine.store().context(id, last.head).await.unwrap());
     assert_ne!(first, second, "a deliberate re-run has a key of its own");
+}
+
+/// `draft`, then an approval, then `mail` with an effect outside, which also sets `receipt`, then `last`.
+fn mail() -> Workflow {
+    Workflow::builder("mail")
+        .var("tone", json!("dry"))
+        .checkpoints(always())
+        .node("draft", work().with(json!("${{ vars.tone }}")))
+        .node("ok", Node::approval("send?").needs(["draft"]).into("decision"))
+        .node("mail", work().needs(["ok"]).effect(Effect::External).into("receipt"))
+        .node("last", work().with(json!("${{ vars.receipt }}")))
+        .build()
+        .unwrap()
+}
+
+async fn run_mail(engine: &Engine) -> Outcome {
+    let outcome = run(engine, mail()).await;
+    let yes = Decision { approved: true, with: Value::Null };
+    engine.approve(outcome.execution, "ok", yes, somebody()).await.unwrap();
+    resume(engine, &outcome).await
+}
+
+fn irreversible<T: std::fmt::Debug>(refused: Result<T, EngineError>) {
+    let error = refused.unwrap_err();
+    assert!(matches!(&error, EngineError::Irreversible { nodes } if *nodes == ["mail"]), "{error}");
+}
+
+#[tokio::test]
+async fn an_undo_over_an_effect_is_refused_too_unless_a_person_decides() {
+    let journal = Journal::default();
+    let engine = engine(&journal);
+    let outcome = run_mail(&engine).await;
+    journal.ran();
+    // The approval came before the mail.
+    irreversible(engine.undo(outcome.execution, Effects::Refuse, somebody()).await);
+    assert_eq!(engine.store().require(outcome.execution).await.unwrap().head, outcome.head);
+    let kept = engine.undo(outcome.execution, Effects::Keep, somebody()).await.unwrap();
+    let ctx = engine.store().context(outcome.execution, kept).await.unwrap();
+    assert_eq!(ctx.get_node_result(&node_id("ok")).unwrap().result, ExecutionResult::Pending);
+    assert_eq!(ctx.get_node_result(&node_id("mail")).unwrap().output(), Some(&json!("mail done")));
+}
+
+#[tokio::test]
+async fn going_back_to_the_mark_of_an_effect_does_not_forget_that_it_happened() {
+    let journal = Journal::default();
+    let engine = engine(&journal);
+    let outcome = run_mail(&engine).await;
+    let id = outcome.execution;
+    let history = engine.store().history(id, HistoryPage::default()).await.unwrap();
+    let mark =
+        history.iter().find(|point| point.cause == Cause::Started { node: "mail".into() }).unwrap().seq;
+    let plan = engine.plan_rollback(id, mark, &Rollback::default()).await.unwrap();
+    irreversible(engine.rollback(id, plan, Effects::Refuse, somebody()).await);
+
+    let keep = Rollback { effects: Effects::Keep, ..Rollback::default() };
+    let plan = engine.plan_rollback(id, mark, &keep).await.unwrap();
+    assert_eq!(plan.keep, ["draft", "ok", "mail"]);
+    engine.rollback(id, plan, Effects::Keep, somebody()).await.unwrap();
+    journal.ran();
+    let again = resume(&engine, &outcome).await;
+    assert_eq!(journal.ran(), ["last"]);
+    // What the kept node had written was kept with it.
+    assert_eq!(output(&engine, &again, "last").await, Some(json!("mail done")));
+
+    let once_more = Rollback { effects: Effects::Again, ..Rollback::default() };
+    let plan = engine.plan_rollback(id, mark, &once_more).await.unwrap();
+    engine.rollback(id, plan, Effects::Again, somebody()).await.unwrap();
+    resume(&engine, &outcome).await;
+    assert_eq!(journal.ran(), ["mail", "last"]);
+}
+
+#[tokio::test]
+async fn an_effect_that_failed_may_have_happened_and_keeps_its_key_on_resume() {
+    let journal = Journal::default();
+    let engine = engine(&journal);
+    journal.fail(&["mail"]);
+    let outcome = run_mail(&engine).await;
+    assert_eq!(outcome.state.name(), "failed");
+    let id = outcome.execution;
+    let plan = engine.plan_rollback(id, 2, &Rollback::default()).await.unwrap();
+    irreversible(engine.rollback(id, plan, Effects::Refuse, somebody()).await);
+    let key = |ctx: retake::ExecutionContext| {
+        ctx.get_node_result(&node_id("mail")).unwrap().idempotency_key.clone()
+    };
+    let first = key(engine.store().context(id, outcome.head).await.unwrap());
+    journal.fail(&[]);
+    let again = resume(&engine, &outcome).await;
+    assert_eq!(again.state, ExecutionState::Completed);
+    assert_eq!(key(engine.store().context(id, again.head).await.unwrap()), first);
+}
+
+#[tokio::test]
+async fn a_redo_is_refused_once_something_ran_after_the_undo() {
+    let engine = engine(&Journal::default());
+    let outcome = run(&engine, diamond()).await;
+    let id = outcome.execution;
+    let plan = engine.plan_rollback(id, 2, &Rollback::default()).await.unwrap();
+    engine.rollback(id, plan, Effects::Refuse, somebody()).await.unwrap();
+    engine.undo(id, Effects::Refuse, somebody()).await.unwrap();
+    engine.checkpoint(id, Some("mine".into()), somebody()).await.unwrap();
+    assert!(engine.redo(id, Effects::Refuse, somebody()).await.is_ok(), "a label alone loses nothing");
+    engine.undo(id, Effects::Refuse, somebody()).await.unwrap();
+    let plan = engine.plan_rollback(id, 3, &Rollback::default()).await.unwrap();
+    engine.rollback(id, plan, Effects::Refuse, somebody()).await.unwrap();
+    let refused = engine.redo(id, Effects::Refuse, somebody()).await.unwrap_err();
+    assert!(matches!(refused, EngineError::NothingTo { verb: "redo", .. }), "{refused}");
+
+    engine.undo(id, Effects::Refuse, somebody()).await.unwrap();
+    let plan = engine.plan_rollback(id, 2, &Rollback::default()).await.unwrap();
+    engine.rollback(id, plan, Effects::Refuse, somebody()).await.unwrap();
+    engine.undo(id, Effects::Refuse, somebody()).await.unwrap();
+    resume(&engine, &outcome).await;
+    assert!(engine.redo(id, Effects::Refuse, somebody()).await.is_ok(), "nothing ran: the run was complete");
+}
+
+#[tokio::test]
+async fn a_rejection_fails_the_run_and_stands_until_it_is_taken_back() {
+    let engine = engine(&Journal::default());
+    let outcome = run(&engine, mail()).await;
+    let no = Decision { approved: false, with: json!("too long") };
+    engine.approve(outcome.execution, "ok", no, somebody()).await.unwrap();
+    let record = engine.store().require(outcome.execution).await.unwrap();
+    assert_eq!(
+        record.state,
+        ExecutionState::Failed("node `ok` failed: it was rejected: \"too long\"".into())
+    );
+    let refused = engine.resume(outcome.execution, Resume::default()).await.unwrap_err();
+    assert!(matches!(&refused, EngineError::Rejected { node, .. } if node == "ok"), "{refused}");
+    engine.undo(outcome.execution, Effects::Refuse, somebody()).await.unwrap();
+    assert_eq!(resume(&engine, &outcome).await.waiting, ["ok"]);
+}
+
+#[tokio::test]
+async fn an_approval_that_goes_back_takes_its_variable_with_it() {
+    let engine = engine(&Journal::default());
+    let workflow = Workflow::builder("asks")
+        .var("x", json!(1))
+        .checkpoints(always())
+        .node("ok", Node::approval("go with ${{ vars.x }}?").into("decision"))
+        .build()
+        .unwrap();
+    let outcome = run(&engine, workflow).await;
+    let yes = Decision { approved: true, with: Value::Null };
+    engine.approve(outcome.execution, "ok", yes, somebody()).await.unwrap();
+    let outcome = resume(&engine, &outcome).await;
+    let set = BTreeMap::from([("x".to_owned(), json!(2))]);
+    let plan = engine
+        .plan_rollback(outcome.execution, outcome.head, &Rollback { set, ..Rollback::default() })
+        .await
+        .unwrap();
+    assert_eq!(plan.variables["decision"].to, None);
+}
+
+#[tokio::test]
+async fn a_variable_that_was_named_goes_back_whatever_else_is_set() {
+    let engine = engine(&Journal::default());
+    let workflow = Workflow::builder("named")
+        .var("x", json!(0))
+        .var("s", json!(1))
+        .checkpoints(always())
+        .node("a", Node::set([("x", json!(10))]))
+        .node("b", Node::set([("x", json!("${{ 20 + vars.s }}"))]).needs(["a"]))
+        .build()
+        .unwrap();
+    let outcome = run(&engine, workflow).await;
+    let extent = Extent::Only { variables: vec!["x".into()], nodes: vec![] };
+    let set = BTreeMap::from([("s".to_owned(), json!(7))]);
+    let request = Rollback { extent, set, ..Rollback::default() };
+    let plan = engine.plan_rollback(outcome.execution, 1, &request).await.unwrap();
+    assert_eq!(plan.variables["x"].to, Some(json!(0)));
+    assert_eq!(plan.rerun[0].node, "b");
+}
+
+#[tokio::test]
+async fn what_was_asked_of_a_run_that_is_over_does_not_stop_the_next() {
+    let journal = Journal::default();
+    let engine = engine(&journal);
+    journal.fail(&["b"]);
+    let outcome = run(&engine, diamond()).await;
+    journal.fail(&[]);
+    let stale = retake::store::Request {
+        id: uuid::Uuid::from_u128(1),
+        ask: retake::store::Ask::Cancel,
+        operation: somebody(),
+    };
+    engine.store().ask(outcome.execution, stale).await.unwrap();
+    assert_eq!(resume(&engine, &outcome).await.state, ExecutionState::Completed);
+    assert_eq!(engine.store().requests(outcome.execution).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_pause_does_not_wait_for_a_wait() {
+    let engine = engine(&Journal::default());
+    let workflow = Workflow::builder("waits")
+        .checkpoints(always())
+        .node("w", Node::wait(Duration::from_secs(3_600)))
+        .build()
+        .unwrap();
+    let mut run = engine.start(Arc::new(workflow), Start::default()).await.unwrap();
+    let (control, mut events) = (run.control(), run.watch());
+    let driven = tokio::spawn(run.drive());
+    while !matches!(events.recv().await, Some(retake::engine::Event::NodeStarted { .. })) {}
+    control.pause(None);
+    let outcome = driven.await.unwrap().unwrap();
+    assert_eq!(outcome.state, ExecutionState::Paused);
+    let ctx = engine.store().context(outcome.execution, outcome.head).await.unwrap();
+    assert_eq!(ctx.get_node_result(&node_id("w")).unwrap().result, ExecutionResult::Pending);
+}
+
+#[tokio::test]
+async fn a_secret_is_masked_after_a_resume_though_nobody_looked_it_up_since() {
+    #[derive(Debug)]
+    struct One;
+    impl retake::engine::Secrets for One {
+        fn secret(&self, name: &str) -> Option<String> {
+            (name == "TOKEN").then(|| "canary-5f2".to_owned())
+        }
+    }
+    let journal = Journal::default();
+    let registry = journal.registry().with("says", async |_| Ok::<_, NodeError>("it is canary-5f2"));
+    let engine =
+        Engine::new(Arc::new(MemoryStore::new())).with_registry(registry).with_secrets(Arc::new(One));
+    let workflow = Workflow::builder("secret")
+        .checkpoints(always())
+        .node("a", work().with(json!("${{ secrets.TOKEN }}")))
+        .node("stop", work().needs(["a"]))
+        .node("b", Node::call("says").needs(["stop"]))
+        .build()
+        .unwrap();
+    journal.fail(&["stop"]);
+    let outcome = run(&engine, workflow).await;
+    journal.fail(&[]);
+    resume(&engine, &outcome).await;
+    assert_eq!(output(&engine, &outcome, "b").await, Some(json!("it is ***")));
 }
 
 #[tokio::test]

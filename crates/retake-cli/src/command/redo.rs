@@ -8,6 +8,7 @@ use retake::store::Cause;
 use serde_json::json;
 
 use crate::app::App;
+use crate::command::rollback::EffectFlags;
 use crate::failure::Failure;
 use crate::wording;
 
@@ -16,13 +17,16 @@ use crate::wording;
 pub(crate) struct Redo {
     /// The run
     run: String,
+
+    #[command(flatten)]
+    effects: EffectFlags,
 }
 
 impl Redo {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let engine = app.engine(app.store()?)?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
-        let head = engine.redo(run.id, app.operation()).await?;
+        let head = engine.redo(run.id, self.effects.choice(), app.operation()).await?;
         let log = engine.store().operations(run.id).await?;
         let done = log.iter().find(|record| record.after == head).map(|record| &record.cause);
         let number = if let Some(Cause::Redo { operation }) = done { Some(*operation) } else { None };

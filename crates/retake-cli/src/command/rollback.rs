@@ -51,6 +51,13 @@ pub(crate) struct Rollback {
     #[arg(short, long)]
     yes: bool,
 
+    #[command(flatten)]
+    effects: EffectFlags,
+}
+
+/// What to do about effects outside that going back would forget.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct EffectFlags {
     /// Let what cannot be undone happen again, under a new idempotency key
     #[arg(long)]
     again: bool,
@@ -58,6 +65,17 @@ pub(crate) struct Rollback {
     /// Keep the results of what cannot be undone, so that it does not happen again
     #[arg(long, conflicts_with = "again")]
     skip_effects: bool,
+}
+
+impl EffectFlags {
+    /// Returns what was chosen.
+    pub(crate) fn choice(self) -> Effects {
+        match (self.again, self.skip_effects) {
+            (true, _) => Effects::Again,
+            (false, true) => Effects::Keep,
+            (false, false) => Effects::Refuse,
+        }
+    }
 }
 
 impl Rollback {
@@ -96,11 +114,7 @@ impl Rollback {
             (true, true) => Extent::Whole,
             _ => Extent::Only { variables: self.vars.clone(), nodes: self.nodes.clone() },
         };
-        let effects = match (self.again, self.skip_effects) {
-            (true, _) => Effects::Again,
-            (_, true) => Effects::Keep,
-            (false, false) => Effects::Refuse,
-        };
+        let effects = self.effects.choice();
         Ok(Request { extent, set, effects })
     }
 

@@ -136,6 +136,26 @@ pub enum EngineError {
         found: &'static str,
     },
 
+    /// The nodes in flight did not end in time. The execution pauses when they do.
+    #[error(
+        "execution `{name}` still runs after {waited_s} seconds: it pauses when the nodes in flight have ended"
+    )]
+    StillRunning {
+        /// The execution's name.
+        name: String,
+        /// How long was waited.
+        waited_s: u64,
+    },
+
+    /// Somebody rejected an approval. Undo that first.
+    #[error("execution `{name}` does not go on: `{node}` was rejected")]
+    Rejected {
+        /// The execution's name.
+        name: String,
+        /// The approval.
+        node: String,
+    },
+
     /// Whoever holds the lease did not answer in time. The request was taken back.
     #[error("the process that advances execution `{name}` did not answer within {waited_s} seconds")]
     NoAnswer {

@@ -3,7 +3,6 @@
 //! Each is one commit, recorded in the operation log. Where another process advances the execution, it is asked to do
 //! what can be done on the way; going back is refused.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -17,7 +16,7 @@ use crate::store::{
     Ask, Cause, Commit, Conflict, ExecutionRecord, HistoryPage, Key, NewCheckpoint, NewOperation,
     OperationRecord, Request, Seq, StoreError, StoreExt, context, delta,
 };
-use crate::workflow::{NodeKind, Workflow};
+use crate::workflow::{NodeKind, OnError, Workflow};
 
 /// How long an operation waits for the process that holds the lease.
 const ANSWER_WAIT: Duration = Duration::from_secs(20);
@@ -30,6 +29,14 @@ struct AtRest {
     held: Held,
     record: ExecutionRecord,
     ctx: ExecutionContext,
+}
+
+impl AtRest {
+    /// Gives the lease back, whatever was done with it.
+    async fn end<T>(mut self, done: Result<T, EngineError>) -> Result<T, EngineError> {
+        self.held.release().await;
+        done
+    }
 }
 
 impl Engine {
@@ -60,15 +67,27 @@ impl Engine {
         let record = self.store.require(id).await?;
         let ctx = self.store.context(id, record.head).await?;
         self.require_waiting(&record, &ctx, node).await?;
-        let ask = Ask::Approve { node: node.to_owned(), approved: decision.approved, with: decision.with };
-        self.do_or_ask(id, ask, operation).await
+        let approved = decision.approved;
+        let ask = Ask::Approve { node: node.to_owned(), approved, with: decision.with };
+        let head = self.do_or_ask(id, ask, operation).await?;
+        // Somebody else may have decided first, otherwise.
+        let result =
+            self.store.context(id, head).await?.get_node_result(&node_id(node)).map(|now| now.result.clone());
+        match result {
+            Some(ExecutionResult::Success(_)) if approved => Ok(head),
+            Some(ExecutionResult::Failure(_)) if !approved => Ok(head),
+            result => {
+                let found = standing(result.as_ref()).0;
+                Err(EngineError::NotWaiting { name: record.name, node: node.to_owned(), found })
+            }
+        }
     }
 
     /// Pauses an execution: one that runs finishes the nodes that are in flight first. Returns the newest point.
     ///
     /// # Errors
-    /// [`EngineError::Ended`], and [`EngineError::NoAnswer`] where the nodes in flight take long: the execution pauses
-    /// all the same, later.
+    /// [`EngineError::Ended`], and [`EngineError::StillRunning`] where the nodes in flight take long: the execution
+    /// pauses all the same, later.
     pub async fn pause(&self, id: ExecutionId, operation: NewOperation) -> Result<Seq, EngineError> {
         self.do_or_ask(id, Ask::Pause, operation).await
     }
@@ -95,10 +114,10 @@ impl Engine {
         let workflow = self.workflow_of(&record).await?;
         let head = self.point(id, record.head).await?;
         let target = self.point(id, target).await?;
-        let ground = request.ground(&head, &target);
-        let affected = plan::affected(&workflow, ground, &request.set);
-        let restored = self.restored(id, &workflow, ground, &affected).await?;
-        plan::plan(&workflow, &head, &target, request, &affected, restored)
+        let ground = request.ground(&workflow, &head, &target)?;
+        let affected = plan::affected(&workflow, &ground, request);
+        let restored = self.restored(id, &workflow, &ground, &affected).await?;
+        Ok(plan::plan(&workflow, (&head, &target, ground), request, &affected, restored))
     }
 
     async fn point(&self, id: ExecutionId, seq: Seq) -> Result<Point, EngineError> {
@@ -165,17 +184,33 @@ impl Engine {
             return Err(EngineError::Irreversible { nodes: plan.irreversible });
         }
         let rest = self.rest(id).await?;
-        if rest.record.head != plan.head {
-            let (expected, found) = (plan.head, rest.record.head);
-            return Err(StoreError::from(Conflict::HeadMoved { execution: id, expected, found }).into());
-        }
-        let NewState { ctx, writers, is_whole } = plan.after;
-        let parent = is_whole.then_some(plan.target);
+        let (expected, found) = (plan.head, rest.record.head);
+        let done = match expected == found {
+            true => {
+                let cause = Cause::Rollback { to: plan.target };
+                self.commit_state(&rest, plan.target, plan.after, cause, operation).await
+            }
+            false => Err(StoreError::from(Conflict::HeadMoved { execution: id, expected, found }).into()),
+        };
+        rest.end(done).await
+    }
+
+    /// Makes a state that goes back to `target` the head.
+    async fn commit_state(
+        &self,
+        rest: &AtRest,
+        target: Seq,
+        after: NewState,
+        cause: Cause,
+        operation: NewOperation,
+    ) -> Result<Seq, EngineError> {
+        let NewState { ctx, writers, is_whole } = after;
+        let parent = is_whole.then_some(target);
         let before = match parent {
             None => rest.ctx.clone(),
-            Some(parent) => self.store.context(id, parent).await?,
+            Some(parent) => self.store.context(rest.record.id, parent).await?,
         };
-        let mut checkpoint = self.new_checkpoint(&ctx, Cause::Rollback { to: plan.target });
+        let mut checkpoint = self.new_checkpoint(&ctx, cause);
         checkpoint.delta = delta(Some(&before), &ctx, |name| writers.get(name).copied())?;
         checkpoint.parent = parent;
         checkpoint.operation = Some(operation);
@@ -186,44 +221,72 @@ impl Engine {
     /// newest point, whose state is the one before that operation. What ran since stays in the history.
     ///
     /// # Errors
-    /// [`EngineError::NothingTo`]; [`StoreError::Pruned`] where the state before is gone.
-    pub async fn undo(&self, id: ExecutionId, operation: NewOperation) -> Result<Seq, EngineError> {
+    /// [`EngineError::NothingTo`]; [`EngineError::Irreversible`] as for a rollback; [`StoreError::Pruned`] where the
+    /// state before is gone.
+    pub async fn undo(
+        &self,
+        id: ExecutionId,
+        effects: Effects,
+        operation: NewOperation,
+    ) -> Result<Seq, EngineError> {
         let log = self.store.operations(id).await?;
         let rest = self.rest(id).await?;
-        let Some(last) = Log::read(&log).done.pop() else { return Err(nothing_to(&rest, "undo")) };
-        let cause = Cause::Undo { operation: last.number };
-        self.return_to(rest, last.before, cause, operation).await
+        let done = match Log::read(&log).done.pop() {
+            Some(last) => {
+                let cause = Cause::Undo { operation: last.number };
+                self.return_to(&rest, last.before, (cause, effects), operation).await
+            }
+            None => Err(nothing_to(&rest, "undo")),
+        };
+        rest.end(done).await
     }
 
     /// Does again what [`undo`](Self::undo) took back last. Returns the newest point, whose state is the one before
     /// that undo.
     ///
     /// # Errors
-    /// As [`undo`](Self::undo). A new operation after an undo leaves nothing to redo.
-    pub async fn redo(&self, id: ExecutionId, operation: NewOperation) -> Result<Seq, EngineError> {
+    /// As [`undo`](Self::undo). Once anything else was done after an undo, there is nothing to redo: it would be lost.
+    pub async fn redo(
+        &self,
+        id: ExecutionId,
+        effects: Effects,
+        operation: NewOperation,
+    ) -> Result<Seq, EngineError> {
         let log = self.store.operations(id).await?;
         let rest = self.rest(id).await?;
-        let Some((undone, undo)) = Log::read(&log).undone.pop() else {
-            return Err(nothing_to(&rest, "redo"));
+        // What ran since the undo would be lost.
+        let is_untouched = log.first().is_some_and(|last| last.after == rest.record.head);
+        let done = match Log::read(&log).undone.pop().filter(|_| is_untouched) {
+            Some((undone, undo)) => {
+                let cause = Cause::Redo { operation: undone.number };
+                self.return_to(&rest, undo.before, (cause, effects), operation).await
+            }
+            None => Err(nothing_to(&rest, "redo")),
         };
-        let cause = Cause::Redo { operation: undone.number };
-        self.return_to(rest, undo.before, cause, operation).await
+        rest.end(done).await
     }
 
     async fn return_to(
         &self,
-        rest: AtRest,
+        rest: &AtRest,
         seq: Seq,
-        cause: Cause,
+        (cause, effects): (Cause, Effects),
         operation: NewOperation,
     ) -> Result<Seq, EngineError> {
-        let mut after = self.store.context(rest.record.id, seq).await?;
+        let id = rest.record.id;
+        let (head, then) = (self.point(id, rest.record.head).await?, self.point(id, seq).await?);
+        let workflow = self.workflow_of(&rest.record).await?;
+        let mut after = NewState { ctx: then.ctx, writers: then.writers, is_whole: true };
         // Whoever ran then runs no more.
-        if after.state == ExecutionState::Running {
-            after.state = ExecutionState::Paused;
+        if after.ctx.state == ExecutionState::Running {
+            after.ctx.state = ExecutionState::Paused;
         }
-        after.generation = rest.record.head + 1;
-        self.commit_at_rest(rest, Some(seq), after, cause, operation).await
+        after.ctx.generation = rest.record.head + 1;
+        let irreversible = plan::settle_effects(&workflow, &head, &mut after, effects);
+        if effects == Effects::Refuse && !irreversible.is_empty() {
+            return Err(EngineError::Irreversible { nodes: irreversible });
+        }
+        self.commit_state(rest, seq, after, cause, operation).await
     }
 
     async fn rest(&self, id: ExecutionId) -> Result<AtRest, EngineError> {
@@ -236,7 +299,7 @@ impl Engine {
 
     async fn commit_at_rest(
         &self,
-        rest: AtRest,
+        rest: &AtRest,
         parent: Option<Seq>,
         after: ExecutionContext,
         cause: Cause,
@@ -251,16 +314,14 @@ impl Engine {
         self.commit(rest, checkpoint).await
     }
 
-    async fn commit(&self, mut rest: AtRest, checkpoint: NewCheckpoint) -> Result<Seq, EngineError> {
+    async fn commit(&self, rest: &AtRest, checkpoint: NewCheckpoint) -> Result<Seq, EngineError> {
         let commit = Commit {
             execution_id: rest.record.id,
             expected_head: rest.record.head,
             fence: Some(rest.held.fence()),
             checkpoint,
         };
-        let committed = self.store.commit(commit).await;
-        rest.held.release().await;
-        Ok(committed?.seq)
+        Ok(self.store.commit(commit).await?.seq)
     }
 
     /// Does something at once where nobody advances the execution, and asks whoever does otherwise.
@@ -272,7 +333,10 @@ impl Engine {
     ) -> Result<Seq, EngineError> {
         let request = Request { id: self.clock.new_id(), ask, operation };
         match self.rest(id).await {
-            Ok(rest) => return self.do_at_rest(rest, request.ask, request.operation).await,
+            Ok(rest) => {
+                let done = self.do_at_rest(&rest, request.ask, request.operation).await;
+                return rest.end(done).await;
+            }
             Err(EngineError::Store(StoreError::Conflict(Conflict::Leased { .. }))) => {}
             Err(error) => return Err(error),
         }
@@ -286,20 +350,24 @@ impl Engine {
             // The holder may have ended, or died, without answering.
             if self.store.require(id).await?.leased_by.is_none() {
                 let rest = self.rest(id).await?;
-                if self.store.withdraw(id, request.id).await? {
-                    return self.do_at_rest(rest, request.ask, request.operation).await;
-                }
-                return Ok(rest.record.head);
+                let done = match self.store.withdraw(id, request.id).await {
+                    Ok(true) => self.do_at_rest(&rest, request.ask, request.operation).await,
+                    Ok(false) => Ok(rest.record.head),
+                    Err(error) => Err(error.into()),
+                };
+                return rest.end(done).await;
             }
         }
         let name = self.store.require(id).await?.name;
-        if !matches!(request.ask, Ask::Pause) {
-            self.store.withdraw(id, request.id).await?;
+        let waited_s = ANSWER_WAIT.as_secs();
+        if request.ask == Ask::Pause {
+            return Err(EngineError::StillRunning { name, waited_s });
         }
-        Err(EngineError::NoAnswer { name, waited_s: ANSWER_WAIT.as_secs() })
+        self.store.withdraw(id, request.id).await?;
+        Err(EngineError::NoAnswer { name, waited_s })
     }
 
-    async fn do_at_rest(&self, rest: AtRest, ask: Ask, operation: NewOperation) -> Result<Seq, EngineError> {
+    async fn do_at_rest(&self, rest: &AtRest, ask: Ask, operation: NewOperation) -> Result<Seq, EngineError> {
         let mut after = rest.ctx.clone();
         match ask {
             Ask::Checkpoint { label } => {
@@ -312,7 +380,7 @@ impl Engine {
                     ExecutionState::Paused => return Ok(rest.record.head),
                     ExecutionState::Running => after.pause(),
                     ExecutionState::Completed | ExecutionState::Failed(_) | ExecutionState::Cancelled => {
-                        return Err(ended(&rest));
+                        return Err(ended(rest));
                     }
                 }
                 self.commit_at_rest(rest, None, after, Cause::Pause, operation).await
@@ -320,7 +388,7 @@ impl Engine {
             Ask::Cancel => {
                 match after.state {
                     ExecutionState::Running | ExecutionState::Paused | ExecutionState::Failed(_) => {}
-                    ExecutionState::Completed | ExecutionState::Cancelled => return Err(ended(&rest)),
+                    ExecutionState::Completed | ExecutionState::Cancelled => return Err(ended(rest)),
                 }
                 after.state = ExecutionState::Cancelled;
                 after.end(self.clock.now());
@@ -335,24 +403,32 @@ impl Engine {
 
     async fn decide_at_rest(
         &self,
-        rest: AtRest,
+        rest: &AtRest,
         node: String,
         decision: Decision,
         operation: NewOperation,
     ) -> Result<Seq, EngineError> {
         let mut after = rest.ctx.clone();
-        let workflow = Arc::new(self.workflow_of(&rest.record).await?);
+        let workflow = self.workflow_of(&rest.record).await?;
         let id = node_id(&node);
         let waiting = after.get_node_result(&id).cloned().unwrap_or_default();
         let Decision { approved, with } = decision;
         let record = decided(waiting, approved, with, self.clock.now());
-        let into = workflow.definition().nodes.get(&node).and_then(|node| node.into.clone());
+        let definition = workflow.definition().nodes.get(&node);
+        let into = definition.and_then(|definition| definition.into.clone());
         if let (Some(variable), Some(output)) = (into, record.output()) {
             after.set_variable(variable, output.clone());
         }
+        if let (ExecutionResult::Failure(why), Some(OnError::Fail)) =
+            (&record.result, definition.map(|definition| definition.on_error))
+        {
+            after.state = ExecutionState::Failed(format!("node `{node}` failed: {why}"));
+            after.end(self.clock.now());
+        }
         after.record_node_result(id, record);
-        let cause = Cause::Approve { node: node.clone(), approved };
-        let mut checkpoint = self.checkpoint_of(&rest.ctx, &after, cause, Some(operation))?;
+        let mut checkpoint = self.new_checkpoint(&after, Cause::Approve { node: node.clone(), approved });
+        checkpoint.delta = delta(Some(&rest.ctx), &after, |_| Some(id))?;
+        checkpoint.operation = Some(operation);
         checkpoint.nodes = vec![node];
         self.commit(rest, checkpoint).await
     }
@@ -372,7 +448,6 @@ impl Engine {
         let found = match result {
             _ if !matches!(definition.kind, NodeKind::Approval(_)) => "not an approval",
             Some(ExecutionResult::Pending) => return Ok(()),
-            None if record.leased_by.is_some() => return Ok(()),
             None => "not reached",
             Some(_) => standing(result).0,
         };
@@ -416,6 +491,8 @@ impl<'o> Log<'o> {
                     read.done.push(record);
                     read.undone.clear();
                 }
+                // What ran from here on would be lost by a redo.
+                Cause::Resume => read.undone.clear(),
                 Cause::Start
                 | Cause::Nodes
                 | Cause::Interval
@@ -425,7 +502,6 @@ impl<'o> Log<'o> {
                 | Cause::Manual
                 | Cause::Save
                 | Cause::Pause
-                | Cause::Resume
                 | Cause::Finish
                 | Cause::Fork { .. } => {}
             }

@@ -125,21 +125,32 @@ impl Affected {
 }
 
 impl Rollback {
-    /// Returns the point whose state is the ground of the new one.
-    pub(super) fn ground<'p>(&self, head: &'p Point, target: &'p Point) -> &'p Point {
-        match self.extent {
-            Extent::Whole => target,
-            Extent::Only { .. } => head,
+    /// Returns the state that goes back, before anything is set in it.
+    pub(super) fn ground(
+        &self,
+        workflow: &Workflow,
+        head: &Point,
+        target: &Point,
+    ) -> Result<Point, EngineError> {
+        match &self.extent {
+            Extent::Whole => Ok(target.clone()),
+            Extent::Only { variables, nodes } => narrowed(workflow, head, target, variables, nodes),
         }
+    }
+
+    /// Tells whether a variable was named to go back.
+    fn names(&self, variable: &String) -> bool {
+        matches!(&self.extent, Extent::Only { variables, .. } if variables.contains(variable))
     }
 }
 
 /// Works out which nodes a change of variables concerns: those that had read the value that there is now, those that
 /// depend on them, and those that had read what they wrote.
-pub(super) fn affected(workflow: &Workflow, ground: &Point, set: &BTreeMap<String, Value>) -> Affected {
+pub(super) fn affected(workflow: &Workflow, ground: &Point, request: &Rollback) -> Affected {
     let graph = workflow.graph();
     let mut affected = Affected::default();
-    let mut changed: BTreeMap<&str, String> = set
+    let mut changed: BTreeMap<&str, String> = request
+        .set
         .iter()
         .filter(|(name, value)| ground.ctx.get_variable(name) != Some(*value))
         .map(|(name, _)| (name.as_str(), format!("it read `vars.{name}`, which changes")))
@@ -165,6 +176,8 @@ pub(super) fn affected(workflow: &Workflow, ground: &Point, set: &BTreeMap<Strin
             }
         }
         if known == (affected.nodes.len(), changed.len()) {
+            // What was named has the value that was asked for.
+            affected.variables.retain(|name| !request.names(name));
             return affected;
         }
     }
@@ -184,52 +197,29 @@ fn read_of(
     })
 }
 
-/// Works out what going back would do.
+/// Works out what going back would do. `ground` is the state that goes back, by [`Rollback::ground`].
 pub(super) fn plan(
     workflow: &Workflow,
-    head: &Point,
-    target: &Point,
+    (head, target, ground): (&Point, &Point, Point),
     request: &Rollback,
     affected: &Affected,
     restored: Restored,
-) -> Result<Plan, EngineError> {
-    let mut writers = request.ground(head, target).writers.clone();
-    let mut after = match &request.extent {
-        Extent::Whole => target.ctx.clone(),
-        Extent::Only { variables, nodes } => narrowed(workflow, &head.ctx, target, variables, nodes)?,
-    };
-    after.generation = head.seq + 1;
+) -> Plan {
+    let is_whole = request.extent == Extent::Whole;
+    let mut after = NewState { ctx: ground.ctx, writers: ground.writers, is_whole };
+    after.ctx.generation = head.seq + 1;
     for node in affected.nodes.keys() {
-        after.node_results.remove(&workflow.graph().id(*node));
+        after.ctx.node_results.remove(&workflow.graph().id(*node));
     }
     for (name, before) in restored {
-        writers.remove(&name);
-        match before {
-            Some((cell, writer)) => {
-                writers.extend(writer.map(|writer| (name.clone(), writer)));
-                after.variables.set(name, cell);
-            }
-            None => {
-                after.variables.remove(&name);
-            }
-        }
+        after.set(name, before);
     }
+    let irreversible = settle_effects(workflow, head, &mut after, request.effects);
     for (name, value) in &request.set {
-        writers.remove(name);
-        after.set_variable(name.clone(), value.clone());
+        after.set(name.clone(), Some((value.clone().into(), None)));
     }
-    let irreversible = forgotten_effects(workflow, &head.ctx, &after);
-    if request.effects == Effects::Keep {
-        for name in &irreversible {
-            let id = node_id(name);
-            if let Some(result) = head.ctx.node_results.cell(&id) {
-                after.node_results.set(id, result.clone());
-            }
-        }
-    }
-    settle(workflow, &head.ctx, &mut after);
-    let is_whole = request.extent == Extent::Whole;
-    Ok(describe(workflow, head, target, NewState { ctx: after, writers, is_whole }, irreversible, affected))
+    settle(workflow, &head.ctx, &mut after.ctx);
+    describe(workflow, head, target, after, irreversible, affected)
 }
 
 /// The state that a plan makes the head.
@@ -241,33 +231,49 @@ pub(super) struct NewState {
     pub(super) is_whole: bool,
 }
 
+impl NewState {
+    /// Sets a variable and who wrote it, or removes it.
+    fn set(&mut self, name: String, variable: Option<(Variable, Option<NodeId>)>) {
+        self.writers.remove(&name);
+        match variable {
+            Some((cell, writer)) => {
+                self.writers.extend(writer.map(|writer| (name.clone(), writer)));
+                self.ctx.variables.set(name, cell);
+            }
+            None => {
+                self.ctx.variables.remove(&name);
+            }
+        }
+    }
+}
+
 fn narrowed(
     workflow: &Workflow,
-    head: &ExecutionContext,
+    head: &Point,
     target: &Point,
     variables: &[String],
     nodes: &[String],
-) -> Result<ExecutionContext, EngineError> {
-    let mut after = head.clone();
+) -> Result<Point, EngineError> {
+    let mut after = NewState { ctx: head.ctx.clone(), writers: head.writers.clone(), is_whole: false };
     let nothing =
         |what, name: &String| EngineError::NothingThere { what, name: name.clone(), target: target.seq };
     for name in variables {
-        match target.ctx.variables.cell(name) {
-            Some(cell) => after.variables.set(name.clone(), cell.clone()),
-            None if after.variables.remove(name).is_some() => {}
-            None => return Err(nothing("variable", name)),
+        let then = target.ctx.variables.cell(name);
+        if then.is_none() && !after.ctx.variables.contains_key(name) {
+            return Err(nothing("variable", name));
         }
+        after.set(name.clone(), then.map(|cell| (cell.clone(), target.writers.get(name).copied())));
     }
     for name in nodes {
         let id = node_id(name);
         match target.ctx.node_results.cell(&id) {
             _ if workflow.graph().index_of(name).is_none() => return Err(nothing("node", name)),
-            Some(cell) => after.node_results.set(id, cell.clone()),
-            None if after.node_results.remove(&id).is_some() => {}
+            Some(cell) => after.ctx.node_results.set(id, cell.clone()),
+            None if after.ctx.node_results.remove(&id).is_some() => {}
             None => return Err(nothing("node", name)),
         }
     }
-    Ok(after)
+    Ok(Point { seq: head.seq, ctx: after.ctx, writers: after.writers })
 }
 
 /// Returns what a node had read that is different now.
@@ -284,19 +290,57 @@ fn changed_read(now: &ExecutionContext, result: &NodeExecutionResult) -> Option<
     })
 }
 
-fn forgotten_effects(workflow: &Workflow, head: &ExecutionContext, after: &ExecutionContext) -> Vec<String> {
+/// Finds the nodes whose effect outside the new state would forget, and does with them what was asked. Returns them.
+pub(super) fn settle_effects(
+    workflow: &Workflow,
+    head: &Point,
+    after: &mut NewState,
+    effects: Effects,
+) -> Vec<String> {
     let graph = workflow.graph();
-    let happened = |ctx: &ExecutionContext, node: usize| match ctx.get_node_result(&graph.id(node)) {
-        // A mark without an end: it may have happened.
-        Some(record) => matches!(record.result, ExecutionResult::Success(_) | ExecutionResult::Pending),
-        None => false,
-    };
-    graph
-        .nodes()
-        .filter(|node| workflow.node(*node).effect == Effect::External)
-        .filter(|node| happened(head, *node) && !happened(after, *node))
-        .map(|node| graph.name(node).to_owned())
-        .collect()
+    let mut forgotten = Vec::new();
+    for node in graph.nodes().filter(|node| workflow.node(*node).effect == Effect::External) {
+        let id = graph.id(node);
+        let (then, now) = (after.ctx.get_node_result(&id), head.ctx.get_node_result(&id));
+        let Some(now) = now.filter(|now| may_have_happened(&now.result)) else { continue };
+        let is_forgotten = match then.map(|then| &then.result) {
+            None | Some(ExecutionResult::Skipped) => true,
+            // A mark without an end says less than an end.
+            Some(ExecutionResult::Pending) => now.result != ExecutionResult::Pending,
+            Some(ExecutionResult::Success(_) | ExecutionResult::Failure(_)) => false,
+        };
+        if !is_forgotten {
+            continue;
+        }
+        forgotten.push(graph.name(node).to_owned());
+        match effects {
+            Effects::Refuse => {}
+            // Without the mark, it runs under a new key.
+            Effects::Again => {
+                after.ctx.node_results.remove(&id);
+            }
+            Effects::Keep => {
+                if let Some(cell) = head.ctx.node_results.cell(&id) {
+                    after.ctx.node_results.set(id, cell.clone());
+                }
+                let wrote: Vec<&String> =
+                    head.writers.iter().filter(|(_, writer)| **writer == id).map(|(name, _)| name).collect();
+                for name in wrote {
+                    let cell = head.ctx.variables.cell(name).cloned();
+                    after.set(name.clone(), cell.map(|cell| (cell, Some(id))));
+                }
+            }
+        }
+    }
+    forgotten
+}
+
+/// Tells whether a node with this result may have had its effect: one that failed may have, before it did.
+fn may_have_happened(result: &ExecutionResult) -> bool {
+    match result {
+        ExecutionResult::Success(_) | ExecutionResult::Pending | ExecutionResult::Failure(_) => true,
+        ExecutionResult::Skipped => false,
+    }
 }
 
 /// Says how the execution stands in the new state.

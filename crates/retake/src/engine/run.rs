@@ -30,6 +30,9 @@ const ASKED_EVERY: Duration = Duration::from_millis(250);
 /// How many points past its bound a history gets before a run prunes it: a write for each save would double the cost.
 const PRUNED_AT_ONCE: u64 = 8;
 
+/// How the failure of an approval begins that somebody rejected.
+pub(super) const REJECTED: &str = "it was rejected";
+
 /// An execution that this process holds the lease on, ready to be driven.
 #[derive(Debug)]
 pub struct Run {
@@ -89,6 +92,7 @@ pub(super) struct Opened {
 impl Run {
     pub(super) fn new(engine: Engine, opened: Opened) -> Result<Self, EngineError> {
         let Opened { held, workflow, name, ctx, head, masks } = opened;
+        masks.remember_all(&workflow, &*engine.secrets);
         let mut policy = CheckpointPolicy::new(workflow.definition().checkpoints.clone())?;
         policy.saved(engine.clock.elapsed());
         let planner = Planner::new(&workflow, &ctx.node_results);
@@ -254,8 +258,8 @@ impl Run {
             match ctx.evaluate_text(&approval.message) {
                 Ok(message) => {
                     let message = self.masks.text(message);
-                    self.wait_for_approval(node, started_at, message, ctx.take_notes(), is_marked).await;
-                    return Ok(());
+                    let notes = ctx.take_notes();
+                    return self.wait_for_approval(node, started_at, message, notes, is_marked).await;
                 }
                 Err(error) => {
                     let failed = self.failed_at_once(node, error.to_string(), ctx.take_notes());
@@ -322,7 +326,7 @@ impl Run {
         message: String,
         notes: Notes,
         is_marked: bool,
-    ) {
+    ) -> Result<(), EngineError> {
         let (name, id) = (self.workflow.graph().name(node).to_owned(), self.workflow.graph().id(node));
         if !is_marked {
             let mut record = NodeExecutionResult::started(started_at);
@@ -332,7 +336,9 @@ impl Run {
             self.ctx.record_node_result(id, record.with_metrics(metrics));
         }
         self.waiting.push(name.clone());
-        self.events.tell(|| Event::Waiting { node: name, message }).await;
+        self.events.tell(|| Event::Waiting { node: name.clone(), message }).await;
+        // Only what is durable can be decided by others.
+        if is_marked { Ok(()) } else { self.save(Cause::Started { node: name }, Extra::default()).await }
     }
 
     /// Records what a node gave, and saves if that is due.
@@ -456,6 +462,12 @@ impl Run {
         stop.kind = stop.kind.max(kind);
         stop.operation = operation.or(stop.operation.take());
         stop.answers.extend(answer);
+        // The start of a wait is durable: it goes on where it was.
+        for (node, task) in &self.running {
+            if matches!(self.workflow.node(*node).kind, NodeKind::Wait(_)) {
+                task.abort();
+            }
+        }
     }
 
     fn is_unsaved(&self) -> bool {
@@ -600,8 +612,8 @@ pub(super) fn decided(
     let result = match (approved, with) {
         (true, Value::Null) => ExecutionResult::Success(json!({"approved": true})),
         (true, with) => ExecutionResult::Success(json!({"approved": true, "with": with})),
-        (false, Value::Null) => ExecutionResult::Failure("it was rejected".to_owned()),
-        (false, with) => ExecutionResult::Failure(format!("it was rejected: {with}")),
+        (false, Value::Null) => ExecutionResult::Failure(REJECTED.to_owned()),
+        (false, with) => ExecutionResult::Failure(format!("{REJECTED}: {with}")),
     };
     record.completed(result, at)
 }

@@ -6,10 +6,17 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 
+use crate::workflow::Workflow;
+
 /// Where the values of secrets come from.
 pub trait Secrets: Send + Sync + Debug {
     /// Returns the value of a secret, or `None` where there is none of that name.
     fn secret(&self, name: &str) -> Option<String>;
+
+    /// Returns the names of secrets that are known to be secrets whether a workflow mentions them or not.
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// Secrets from the process's environment: `secrets.NAME` is the variable `NAME`.
@@ -52,6 +59,10 @@ impl Secrets for FileSecrets {
     fn secret(&self, name: &str) -> Option<String> {
         self.0.get(name).cloned().or_else(|| EnvironmentSecrets.secret(name))
     }
+
+    fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
 }
 
 impl Debug for FileSecrets {
@@ -77,6 +88,16 @@ impl Masks {
         for part in std::iter::once(value).chain(value.lines()) {
             if part.len() >= MASKED_BYTES_MIN {
                 seen.insert(part.to_owned());
+            }
+        }
+    }
+
+    /// Remembers every secret that a workflow mentions, and those known beforehand: a node may say one that another
+    /// node looked up, even in a process before this one.
+    pub(super) fn remember_all(&self, workflow: &Workflow, secrets: &dyn Secrets) {
+        for name in workflow.secrets().into_iter().chain(secrets.names()) {
+            if let Some(value) = secrets.secret(&name) {
+                self.remember(&value);
             }
         }
     }

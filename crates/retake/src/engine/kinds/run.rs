@@ -64,7 +64,7 @@ impl Handler for RunHandler {
         let status = group.finish(|bytes| keep(&mut stdout, bytes), |bytes| stderr.take(bytes)).await?;
         drop(group);
         stderr.end_line();
-        if status.success() { output(stdout) } else { Err(failure(status, &stderr)) }
+        if status.success() { output(&ctx, stdout) } else { Err(failure(status, &stderr)) }
     }
 }
 
@@ -167,13 +167,15 @@ fn keep(stdout: &mut Vec<u8>, bytes: &[u8]) -> Result<(), NodeError> {
     Ok(())
 }
 
-fn output(stdout: Vec<u8>) -> Result<Value, NodeError> {
-    let mut text = String::from_utf8(stdout).map_err(|error| {
+fn output(ctx: &NodeContext, stdout: Vec<u8>) -> Result<Value, NodeError> {
+    let text = String::from_utf8(stdout).map_err(|error| {
         NodeError::permanent(format!(
             "stdout is not UTF-8 at byte {}: print text, or write to a file and print the file's path",
             error.utf8_error().valid_up_to()
         ))
     })?;
+    // Before it is parsed: a secret of digits could become a number that is written otherwise.
+    let mut text = ctx.masked(text);
     if let Some(value) = output_of(&text, "stdout")? {
         return Ok(value);
     }
@@ -381,7 +383,7 @@ mod tests {
         }));
         let output = attempt.make(RunHandler::new()).await.unwrap();
         let execution = attempt.ctx.execution_id();
-        assert_eq!(output, json!(format!("{execution} it 2 key-1 t0p-secret {} 2", cwd.display())));
+        assert_eq!(output, json!(format!("{execution} it 2 key-1 *** {} 2", cwd.display())));
     }
 
     #[tokio::test]

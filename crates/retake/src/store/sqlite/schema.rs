@@ -267,7 +267,10 @@ fn look(path: &Path, missing: Missing) -> Result<(), StoreError> {
         .read_to_end(&mut header)
         .map_err(|error| failed(path, "reading its header", error))?;
     if header.is_empty() {
-        return Ok(());
+        return match missing {
+            Missing::Create => Ok(()),
+            Missing::Refuse => Err(not_a_store(path, "it is empty")),
+        };
     }
     if header.len() < 100 || !header.starts_with(MAGIC) {
         return Err(not_a_store(path, "it is not a SQLite file"));
