@@ -69,6 +69,8 @@ pub struct Run {
 #[derive(Debug, Default)]
 struct Unsaved {
     nodes: Vec<String>,
+    /// An approval that has begun to wait.
+    waiting: Option<String>,
     writers: HashMap<String, NodeId>,
 }
 
@@ -193,6 +195,10 @@ impl Run {
             if self.tasks.is_empty() {
                 break;
             }
+            // Others can decide only what is durable, and the pause that would save it may be far.
+            if let Some(node) = self.unsaved.waiting.take() {
+                self.save(Cause::Started { node }, Extra::default()).await?;
+            }
             let deadline = self.policy.deadline();
             let until_due = deadline.map(|at| at.saturating_sub(self.engine.clock.elapsed()));
             tokio::select! {
@@ -259,7 +265,8 @@ impl Run {
                 Ok(message) => {
                     let message = self.masks.text(message);
                     let notes = ctx.take_notes();
-                    return self.wait_for_approval(node, started_at, message, notes, is_marked).await;
+                    self.wait_for_approval(node, started_at, message, notes, is_marked).await;
+                    return Ok(());
                 }
                 Err(error) => {
                     let failed = self.failed_at_once(node, error.to_string(), ctx.take_notes());
@@ -326,7 +333,7 @@ impl Run {
         message: String,
         notes: Notes,
         is_marked: bool,
-    ) -> Result<(), EngineError> {
+    ) {
         let (name, id) = (self.workflow.graph().name(node).to_owned(), self.workflow.graph().id(node));
         if !is_marked {
             let mut record = NodeExecutionResult::started(started_at);
@@ -337,8 +344,9 @@ impl Run {
         }
         self.waiting.push(name.clone());
         self.events.tell(|| Event::Waiting { node: name.clone(), message }).await;
-        // Only what is durable can be decided by others.
-        if is_marked { Ok(()) } else { self.save(Cause::Started { node: name }, Extra::default()).await }
+        if !is_marked {
+            self.unsaved.waiting = Some(name);
+        }
     }
 
     /// Records what a node gave, and saves if that is due.
@@ -471,7 +479,7 @@ impl Run {
     }
 
     fn is_unsaved(&self) -> bool {
-        !self.unsaved.nodes.is_empty() || !self.unsaved.writers.is_empty()
+        !self.unsaved.nodes.is_empty() || !self.unsaved.writers.is_empty() || self.unsaved.waiting.is_some()
     }
 
     async fn finish(&mut self) -> Result<Outcome, EngineError> {
