@@ -8,6 +8,7 @@ pub mod address;
 mod attempt;
 mod context;
 mod control;
+mod decision;
 mod error;
 mod event;
 mod handler;
@@ -28,11 +29,11 @@ use serde_json::Value;
 
 pub use context::{NodeContext, hash_now};
 pub use control::{Control, Outcome};
+pub use decision::Decision;
 pub use error::EngineError;
 pub use event::Event;
 pub use handler::{Handler, NodeError, Registry};
 pub use money::usd;
-pub use operation::Decision;
 pub use plan::{Effects, Extent, Plan, Rerun, Rollback, VariableChange};
 pub use run::Run;
 pub use secret::{EnvironmentSecrets, FileSecrets, Secrets};
@@ -350,7 +351,7 @@ fn refuse_rejected(
         let result = ctx.get_node_result(&graph.id(*node)).map(|record| &record.result);
         matches!(definition.kind, NodeKind::Approval(_))
             && definition.on_error == OnError::Fail
-            && matches!(result, Some(ExecutionResult::Failure(why)) if why.starts_with(run::REJECTED))
+            && matches!(result, Some(ExecutionResult::Failure(why)) if why.starts_with(decision::REJECTED))
     });
     match rejected {
         Some(node) => {

@@ -14,7 +14,7 @@ use super::{Handler, NodeError};
 use crate::clock::Clock;
 use crate::execution::{ExecutionResult, NodeExecutionResult};
 use crate::store::check_value;
-use crate::workflow::{NodeKind, Retry, Wait, parse_duration};
+use crate::workflow::{NodeKind, Retry, Template, Wait, Workflow, parse_duration};
 
 /// A node that has ended.
 #[derive(Debug)]
@@ -35,6 +35,14 @@ pub(super) struct Start {
     pub(super) started_at: DateTime<Utc>,
     /// What its condition read.
     pub(super) notes: Notes,
+}
+
+/// Says whether a node's condition holds, with what was read to tell.
+pub(super) fn wanted(workflow: &Workflow, task: &Task) -> (Result<bool, String>, Notes) {
+    let Some(condition) = &workflow.node(task.node).condition else { return (Ok(true), Notes::default()) };
+    let ctx = NodeContext::new(task.clone(), 1, Notes::default());
+    let holds = Template::condition(condition).and_then(|condition| condition.holds(&ctx.scope()));
+    (holds.map_err(|error| format!("its condition: {error}")), ctx.take_notes())
 }
 
 /// Runs a node to its end. Dropping the future ends the work.

@@ -5,11 +5,9 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-
+use super::decision::{Decision, decided};
 use super::held::Held;
 use super::plan::{self, Affected, Effects, NewState, Plan, Point, Restored, Rollback};
-use super::run::decided;
 use super::{Engine, EngineError, standing};
 use crate::execution::{ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, node_id};
 use crate::store::{
@@ -453,15 +451,6 @@ impl Engine {
         };
         Err(EngineError::NotWaiting { name: name(), node: node.to_owned(), found })
     }
-}
-
-/// What somebody decided about an approval.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Decision {
-    /// Whether it is approved.
-    pub approved: bool,
-    /// What the approver adds; it becomes part of the node's output, or of the reason of its failure. Null for nothing.
-    pub with: Value,
 }
 
 /// The operations that can be taken back, and those that were and can be done again.

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::attempt::{self, Ended, Start};
+use super::attempt::{self, Ended, Start, wanted};
 use super::context::{NodeContext, Notes, Task, apply_writes};
 use super::control::{Control, Outcome, Signal, StopKind};
+use super::decision::decided;
 use super::event::{Event, Events};
 use super::held::Held;
 use super::money;
@@ -22,16 +23,13 @@ use crate::execution::{
     ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult, NodeId,
 };
 use crate::store::{Ask, Cause, Commit, NewCheckpoint, NewOperation, Request, Seq, delta};
-use crate::workflow::{Effect, NodeKind, Template, Workflow};
+use crate::workflow::{Effect, NodeKind, Workflow};
 
 /// How often a run looks whether something was asked of it.
 const ASKED_EVERY: Duration = Duration::from_millis(250);
 
 /// How many points past its bound a history gets before a run prunes it: a write for each save would double the cost.
 const PRUNED_AT_ONCE: u64 = 8;
-
-/// How the failure of an approval begins that somebody rejected.
-pub(super) const REJECTED: &str = "it was rejected";
 
 /// An execution that this process holds the lease on, ready to be driven.
 #[derive(Debug)]
@@ -600,30 +598,6 @@ struct Extra {
     label: Option<String>,
     operation: Option<NewOperation>,
     answers: Vec<uuid::Uuid>,
-}
-
-/// Says whether a node's condition holds, with what was read to tell.
-fn wanted(workflow: &Workflow, task: &Task) -> (Result<bool, String>, Notes) {
-    let Some(condition) = &workflow.node(task.node).condition else { return (Ok(true), Notes::default()) };
-    let ctx = NodeContext::new(task.clone(), 1, Notes::default());
-    let holds = Template::condition(condition).and_then(|condition| condition.holds(&ctx.scope()));
-    (holds.map_err(|error| format!("its condition: {error}")), ctx.take_notes())
-}
-
-/// Returns the record of an approval that somebody decided.
-pub(super) fn decided(
-    record: NodeExecutionResult,
-    approved: bool,
-    with: Value,
-    at: chrono::DateTime<chrono::Utc>,
-) -> NodeExecutionResult {
-    let result = match (approved, with) {
-        (true, Value::Null) => ExecutionResult::Success(json!({"approved": true})),
-        (true, with) => ExecutionResult::Success(json!({"approved": true, "with": with})),
-        (false, Value::Null) => ExecutionResult::Failure(REJECTED.to_owned()),
-        (false, with) => ExecutionResult::Failure(format!("{REJECTED}: {with}")),
-    };
-    record.completed(result, at)
 }
 
 /// Returns the key of a node's effect: the same for every attempt until an operation sends nodes back to run again.
