@@ -502,6 +502,20 @@ fn a_good_file_is_told_with_its_order() {
 }
 
 #[test]
+fn a_compensation_that_nothing_runs_is_said_to_be_one() {
+    let place = Place::with(
+        "name: w\nnodes:\n  a: { run: 'true', effect: external, compensate: { run: 'false' } }\n",
+    );
+    let said = "node `a` has a `compensate`, which is kept with the workflow, and no command runs yet";
+    let document: Value =
+        serde_json::from_slice(&place.retake(&["validate", "w.yaml", "--json"]).stdout).unwrap();
+    assert_eq!(document["warnings"], json!([said]));
+    let output = place.retake(&["run", "w.yaml"]);
+    expect(&output, 0);
+    assert!(stderr(&output).contains(said), "{}", stderr(&output));
+}
+
+#[test]
 fn a_node_that_prints_without_end_is_ended_and_fails_with_a_clear_message() {
     let place = Place::with("name: w\nnodes:\n  a: { run: cat /dev/zero }\n");
     let output = place.retake(&["run", "w.yaml", "--name", "x"]);

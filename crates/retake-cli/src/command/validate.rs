@@ -79,7 +79,11 @@ fn invalid(error: &WorkflowError) -> Value {
 }
 
 /// Returns what is right in a workflow and will not run here.
-fn warnings(workflow: &Workflow) -> Vec<String> {
+pub(crate) fn warnings(workflow: &Workflow) -> Vec<String> {
+    let compensated = workflow.definition().nodes.iter().filter(|(_, node)| node.compensate.is_some());
+    let unused = compensated.map(|(name, _)| {
+        format!("node `{name}` has a `compensate`, which is kept with the workflow, and no command runs yet")
+    });
     let nodes = workflow.definition().nodes.iter();
     let calls = nodes.filter_map(|(name, node)| match &node.kind {
         NodeKind::Call(call) => Some((name, &call.name)),
@@ -95,5 +99,5 @@ fn warnings(workflow: &Workflow) -> Vec<String> {
             "node `{name}` calls the closure `{call}`, which only a Rust program that registers it can run"
         )
     };
-    calls.map(warning).collect()
+    calls.map(warning).chain(unused).collect()
 }
