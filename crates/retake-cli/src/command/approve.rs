@@ -46,9 +46,11 @@ impl Approve {
         let decided = if approved { "approved" } else { "rejected" };
         app.output.line(format!("{decided} {} of {} at @{head}", self.node, wording::plain(&run.name)));
         if engine.store().require(run.id).await?.leased_by.is_none() {
+            let (command, does) =
+                if approved { ("resume", "goes on") } else { ("undo", "takes the rejection back") };
             app.output.note(format!(
-                "`{}` goes on",
-                app.command_line(format!("resume {}", wording::plain(&run.name)))
+                "`{}` {does}",
+                app.command_line(format!("{command} {}", wording::plain(&run.name)))
             ));
         }
         Ok(ExitCode::SUCCESS)

@@ -1,3 +1,5 @@
+//! Expressions, read and evaluated.
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
