@@ -298,18 +298,11 @@ impl Engine {
     async fn commit_at_rest(
         &self,
         rest: &AtRest,
-        parent: Option<Seq>,
-        after: ExecutionContext,
+        after: &ExecutionContext,
         cause: Cause,
         operation: NewOperation,
     ) -> Result<Seq, EngineError> {
-        let before = match parent {
-            None => rest.ctx.clone(),
-            Some(parent) => self.store.context(rest.record.id, parent).await?,
-        };
-        let mut checkpoint = self.checkpoint_of(&before, &after, cause, Some(operation))?;
-        checkpoint.parent = parent;
-        self.commit(rest, checkpoint).await
+        self.commit(rest, self.checkpoint_of(&rest.ctx, after, cause, Some(operation))?).await
     }
 
     async fn commit(&self, rest: &AtRest, checkpoint: NewCheckpoint) -> Result<Seq, EngineError> {
@@ -381,7 +374,7 @@ impl Engine {
                         return Err(ended(rest));
                     }
                 }
-                self.commit_at_rest(rest, None, after, Cause::Pause, operation).await
+                self.commit_at_rest(rest, &after, Cause::Pause, operation).await
             }
             Ask::Cancel => {
                 match after.state {
@@ -390,7 +383,7 @@ impl Engine {
                 }
                 after.state = ExecutionState::Cancelled;
                 after.end(self.clock.now());
-                self.commit_at_rest(rest, None, after, Cause::Cancel, operation).await
+                self.commit_at_rest(rest, &after, Cause::Cancel, operation).await
             }
             Ask::Approve { node, approved, with } => {
                 self.require_waiting(&rest.record, &rest.ctx, &node).await?;
