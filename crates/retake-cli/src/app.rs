@@ -48,7 +48,7 @@ impl App {
     /// Opens a store that must be there.
     pub(crate) fn store(&self) -> Result<Arc<dyn Store>, Failure> {
         Ok(match self.location()? {
-            Location::Sqlite(path) if path.try_exists().is_ok_and(|exists| !exists) => {
+            Location::Sqlite(path) if is_nothing(&path) => {
                 let message = format!("no store at {}", path.display());
                 return Err(Failure::new(Code::NotFound, message).hint("`retake run FILE` makes one"));
             }
@@ -98,10 +98,8 @@ impl App {
     /// Returns the bytes that the store takes on disk, its write-ahead log included, if it is a file.
     pub(crate) fn stored_bytes(&self) -> Result<Option<u64>, Failure> {
         let Some(path) = self.store_file()? else { return Ok(None) };
-        let mut log = path.clone().into_os_string();
-        log.push("-wal");
         let size = |path: &Path| std::fs::metadata(path).ok().map(|file| file.len());
-        Ok(size(&path).map(|bytes| bytes + size(Path::new(&log)).unwrap_or(0)))
+        Ok(size(&path).map(|bytes| bytes + size(&log_of(&path)).unwrap_or(0)))
     }
 
     fn secrets(&self) -> Result<Arc<dyn Secrets>, Failure> {
@@ -132,4 +130,17 @@ impl App {
             None => Ok(Location::Sqlite(url.into())),
         }
     }
+}
+
+/// Tells whether there is no store at a path, and never was: a process that died as it began leaves an empty file.
+fn is_nothing(path: &Path) -> bool {
+    let is_empty = std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() == 0);
+    is_empty && !log_of(path).exists() || path.try_exists().is_ok_and(|exists| !exists)
+}
+
+/// Returns the write-ahead log of a store's file.
+fn log_of(path: &Path) -> PathBuf {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    log.into()
 }

@@ -432,6 +432,20 @@ fn a_workflow_is_read_from_stdin_and_with_a_byte_order_mark() {
 }
 
 #[test]
+fn a_store_that_a_process_died_making_is_no_store_yet() {
+    let place = Place::with("name: w\nnodes:\n  a: { set: { x: 1 } }\n");
+    place.write("store.db", b"");
+    for arguments in [&["doctor"][..], &["ls"], &["show", "run"]] {
+        let output = place.retake(&[&["--store", "store.db"], arguments].concat());
+        expect(&output, 3);
+        assert!(stderr(&output).contains("no store at store.db"), "{}", stderr(&output));
+    }
+    assert_eq!(fs::metadata(place.path("store.db")).unwrap().len(), 0);
+    expect(&place.retake(&["--store", "store.db", "run", "w.yaml"]), 0);
+    expect(&place.retake(&["--store", "store.db", "doctor"]), 0);
+}
+
+#[test]
 fn a_bad_workflow_file_exits_with_2_says_where_and_starts_nothing() {
     let deep =
         format!("name: w\nnodes:\n  a: {{ set: {{ x: {}1{} }} }}\n", "[".repeat(10_000), "]".repeat(10_000));

@@ -99,6 +99,18 @@ fn an_empty_file_becomes_a_store() {
 }
 
 #[test]
+fn an_empty_file_beside_a_log_is_refused_and_the_log_stays() {
+    let (_directory, path) = place();
+    let log = path.with_extension("db-wal");
+    std::fs::write(&path, "").unwrap();
+    std::fs::write(&log, "all that there is").unwrap();
+    for error in [SqliteStore::open(&path).unwrap_err(), SqliteStore::open_existing(&path).unwrap_err()] {
+        assert!(error.to_string().ends_with("it was cut short"), "{error}");
+    }
+    assert_eq!(std::fs::read(&log).unwrap(), b"all that there is");
+}
+
+#[test]
 fn a_new_file_can_be_opened_from_many_threads_at_once() {
     let (_directory, path) = place();
     std::thread::scope(|scope| {

@@ -267,6 +267,10 @@ fn look(path: &Path, missing: Missing) -> Result<(), StoreError> {
         .read_to_end(&mut header)
         .map_err(|error| failed(path, "reading its header", error))?;
     if header.is_empty() {
+        // SQLite would take the file for new, and delete the log unread.
+        if has_log(path) {
+            return Err(not_a_store(path, "it is empty, and the log beside it is not: it was cut short"));
+        }
         return match missing {
             Missing::Create => Ok(()),
             Missing::Refuse => Err(not_a_store(path, "it is empty")),
@@ -282,6 +286,12 @@ fn look(path: &Path, missing: Missing) -> Result<(), StoreError> {
         return Ok(());
     }
     judge(path, application, format).map(|_| ())
+}
+
+fn has_log(path: &Path) -> bool {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    std::fs::metadata(log).is_ok_and(|file| file.len() > 0)
 }
 
 fn is_busy(error: &StoreError) -> bool {
