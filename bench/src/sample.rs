@@ -145,18 +145,11 @@ impl Saved {
     /// Returns the checkpoint of what changed since the last save.
     pub(crate) fn checkpoint(&self) -> Result<NewCheckpoint, StoreError> {
         Ok(NewCheckpoint {
-            id: self.clock.new_id(),
-            created_at: self.clock.now(),
-            parent: None,
             delta: delta(Some(&self.before), &self.ctx, |_| None)?,
-            state: self.ctx.state.clone(),
-            cause: Cause::Nodes,
             nodes: vec!["answer".to_owned()],
-            label: None,
             completed_node_count: self.head,
             compress: self.compress,
-            operation: None,
-            answers: Vec::new(),
+            ..NewCheckpoint::new(self.clock.new_id(), self.clock.now(), self.ctx.state.clone(), Cause::Nodes)
         })
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A history is append-only. A commit appends one checkpoint, and moves the head to it, in one atomic, durable step;
 //! it is refused where the head is not where the writer thought, or the writer's lease has passed to somebody else.
-//! Rollback, undo, edit and fork are commits too, whose parent is another point than the head. Only
+//! Rollback, undo, edit and fork are commits too, whose parent is another point than the head. A point's *parent* is
+//! what precedes it on the time line, and its *base* what its delta starts from; for most the two are one. Only
 //! [`prune`](Store::prune) and [`delete`](Store::delete) remove.
 
 mod blocking;
@@ -49,7 +50,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// [`Conflict::NameTaken`] and [`Conflict::IdTaken`]; [`StoreError::NoExecution`], [`StoreError::NoPoint`] and
-    /// [`StoreError::Pruned`] for the origin; [`StoreError::NoPoint`] where the checkpoint names a parent.
+    /// [`StoreError::Pruned`] for the origin; [`StoreError::NoPoint`] where the checkpoint names a parent or a base.
     async fn create(&self, new: NewExecution, first: NewCheckpoint) -> Result<CheckpointRecord, StoreError>;
 
     /// Appends a checkpoint and moves the head to it. Returns when it is durable.
@@ -60,8 +61,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`Conflict::HeadMoved`], [`Conflict::Fenced`], [`Conflict::Leased`] (an unfenced commit while somebody holds the
     /// lease), [`Conflict::IdTaken`]; [`StoreError::NoExecution`], [`StoreError::NoPoint`] and [`StoreError::Pruned`]
-    /// for the parent. A delta that does not fit its parent may be found here, as [`StoreError::Corrupt`], or by whoever
-    /// reads the state.
+    /// for the parent and the base. A delta that does not fit its base may be found here, as [`StoreError::Corrupt`], or
+    /// by whoever reads the state.
     async fn commit(&self, commit: Commit) -> Result<CheckpointRecord, StoreError>;
 
     /// Returns an execution's record, or `None` where there is none.

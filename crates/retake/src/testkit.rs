@@ -35,6 +35,7 @@
 pub mod histories;
 
 mod checkpoint_storage;
+mod going_back;
 mod leasing;
 mod reading;
 mod removing;
@@ -100,7 +101,7 @@ use cases;
 
 /// Returns all that a store must do.
 pub fn contract() -> Vec<Case> {
-    [writing::CASES, reading::CASES, leasing::CASES, removing::CASES].concat()
+    [writing::CASES, going_back::CASES, reading::CASES, leasing::CASES, removing::CASES].concat()
 }
 
 /// Runs the whole contract, each case on an empty store of its own. Needs tokio's multi-threaded runtime to be of use:

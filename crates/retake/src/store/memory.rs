@@ -17,7 +17,7 @@ use crate::execution::{ExecutionId, WorkflowId};
 
 /// Keeps histories in memory.
 ///
-/// A commit costs its delta: every point keeps a whole state, which shares with its parent all that did not change.
+/// A commit costs its delta: every point keeps a whole state, which shares with its base all that did not change.
 /// Nothing is compressed, whatever is asked, and `size_bytes` counts the keys and values of what changed. "Durable"
 /// means for as long as the process lives. Leases end by the clock's elapsed time, so a wall clock that jumps does not
 /// end them.
@@ -131,7 +131,7 @@ impl Store for MemoryStore {
         if kept.by_name.contains_key(&new.name) {
             return Err(Conflict::NameTaken(new.name).into());
         }
-        if let Some(seq) = first.parent {
+        if let Some(seq) = first.parent.or(first.base) {
             return Err(StoreError::NoPoint { execution: new.id, seq, head: 0 });
         }
         let before = match new.origin {
@@ -166,7 +166,8 @@ impl Store for MemoryStore {
             return Err(moved.into());
         }
         let parent = checkpoint.parent.unwrap_or(head);
-        let before = execution.point(parent)?.image.clone();
+        execution.point(parent)?;
+        let before = execution.point(checkpoint.base.unwrap_or(parent))?.image.clone();
         let point = kept.next_point(execution, before, Some(parent), &checkpoint)?;
 
         kept.by_checkpoint.insert(checkpoint.id, (execution_id, point.record.seq));

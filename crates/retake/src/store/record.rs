@@ -47,10 +47,14 @@ pub struct NewCheckpoint {
     pub id: CheckpointId,
     /// When it was made.
     pub created_at: DateTime<Utc>,
-    /// The point whose state `delta` starts from, and that precedes this one on the time line. `None`: the head; for
-    /// the first checkpoint of an execution: its origin's point, or nothing.
+    /// The point that precedes this one on the time line. `None`: the head; for the first checkpoint of an execution
+    /// there is none.
     pub parent: Option<Seq>,
-    /// What changed since the parent.
+    /// The point whose state `delta` starts from. `None`: the parent; for the first checkpoint of an execution its
+    /// origin's point, or nothing. Another one is of use where that makes the delta smaller: a rollback of one branch
+    /// follows the point gone back to, and still shares the head's other branches.
+    pub base: Option<Seq>,
+    /// What changed since the base.
     pub delta: Delta,
     /// How the execution stands then.
     pub state: ExecutionState,
@@ -77,6 +81,7 @@ impl NewCheckpoint {
             id,
             created_at,
             parent: None,
+            base: None,
             delta: Delta::default(),
             state,
             cause,

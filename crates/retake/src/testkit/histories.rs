@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use proptest::collection::vec;
+use proptest::option;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use serde_json::Value;
 
@@ -48,11 +49,15 @@ pub enum Act {
     Rollback {
         /// The point.
         to: usize,
+        /// The point that the delta starts from, where it is another.
+        base: Option<usize>,
     },
     /// Makes the state that is to be committed follow an older point.
     Replace {
         /// The point.
         after: usize,
+        /// The point that the delta starts from, where it is another.
+        base: Option<usize>,
     },
     /// Prunes.
     Prune {
@@ -79,8 +84,8 @@ pub fn acts(acts_max: usize) -> impl Strategy<Value = Vec<Act>> {
         6 => (0..NAMES, value()).prop_map(|(name, value)| Act::Append(name, value)),
         2 => (0..NAMES, value()).prop_map(|(name, value)| Act::Node(name, value)),
         8 => any::<u8>().prop_map(|dice| Act::Commit { labelled: dice < 32 }),
-        2 => point.clone().prop_map(|to| Act::Rollback { to }),
-        1 => point.clone().prop_map(|after| Act::Replace { after }),
+        3 => (point.clone(), option::of(point.clone())).prop_map(|(to, base)| Act::Rollback { to, base }),
+        2 => (point.clone(), option::of(point.clone())).prop_map(|(after, base)| Act::Replace { after, base }),
         1 => (0..8_usize).prop_map(|keep| Act::Prune { keep }),
         1 => point.prop_map(|at| Act::Fork { at }),
         1 => Just(Act::Reopen),
@@ -197,18 +202,14 @@ impl Play {
                 checkpoint.label = labelled.then(|| format!("label {}", line.head()));
                 self.commit(checkpoint, self.next.clone()).await;
             }
-            Act::Rollback { to } => {
-                let (seq, point) = self.line().point(*to);
-                let state = point.state.clone();
-                let mut checkpoint = self.checkpoint(Some(&state), &state);
-                assert_eq!(checkpoint.delta, Delta::default());
-                checkpoint.parent = Some(seq);
+            Act::Rollback { to, base } => {
+                let state = self.line().point(*to).1.state.clone();
+                let checkpoint = self.after(*to, *base, &state);
+                assert!(base.is_some() || checkpoint.delta == Delta::default());
                 self.commit(checkpoint, state).await;
             }
-            Act::Replace { after } => {
-                let (seq, point) = self.line().point(*after);
-                let mut checkpoint = self.checkpoint(Some(&point.state), &self.next);
-                checkpoint.parent = Some(seq);
+            Act::Replace { after, base } => {
+                let checkpoint = self.after(*after, *base, &self.next);
                 self.commit(checkpoint, self.next.clone()).await;
             }
             Act::Prune { keep } => self.prune(*keep).await,
@@ -221,15 +222,30 @@ impl Play {
         }
     }
 
-    /// Commits on the head, unless the parent has been pruned.
+    /// Returns a checkpoint that follows an older point, with the delta from the base to a state.
+    fn after(&self, parent: usize, base: Option<usize>, state: &ExecutionContext) -> NewCheckpoint {
+        let (parent_seq, parent) = self.line().point(parent);
+        let base = base.map(|base| self.line().point(base));
+        let start = base.map_or(parent, |(_, point)| point);
+        NewCheckpoint {
+            parent: Some(parent_seq),
+            base: base.map(|(seq, _)| seq),
+            ..self.checkpoint(Some(&start.state), state)
+        }
+    }
+
+    /// Commits on the head, unless the parent or the base has been pruned.
     async fn commit(&mut self, checkpoint: NewCheckpoint, state: ExecutionContext) {
         let line = self.line();
         let (execution_id, expected_head) = (line.id, line.head());
         let parent = checkpoint.parent.unwrap_or(expected_head);
-        let (pruned, label) = (line.pruned.contains(&parent), checkpoint.label.clone());
+        let needed = [parent, checkpoint.base.unwrap_or(parent)];
+        let gone = needed.into_iter().find(|seq| line.pruned.contains(seq));
+        let label = checkpoint.label.clone();
         let result = self.store.commit(Commit { execution_id, expected_head, fence: None, checkpoint }).await;
-        if pruned {
-            assert!(matches!(result, Err(StoreError::Pruned { .. })), "on @{parent}, pruned: {result:?}");
+        if let Some(gone) = gone {
+            let refused = matches!(result, Err(StoreError::Pruned { seq, .. }) if seq == gone);
+            assert!(refused, "needs @{gone}, pruned: {result:?}");
             return;
         }
         assert_eq!(result.expect("committed").seq, expected_head + 1);

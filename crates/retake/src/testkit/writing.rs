@@ -1,4 +1,4 @@
-//! Creating, committing, going back and forking.
+//! Creating, committing and forking.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -35,11 +35,9 @@ cases![
     an_append_comes_back_as_one_value,
     a_removed_key_is_gone_and_can_be_set_again,
     an_empty_delta_is_a_point_with_the_same_state,
-    a_delta_that_does_not_fit_its_parent_is_refused_or_reported,
+    a_delta_that_does_not_fit_its_base_is_refused_or_reported,
     odd_names_and_keys_and_large_values_come_back,
     opaque_bytes_of_any_codec_come_back,
-    a_commit_on_an_older_parent_goes_back_and_appends,
-    a_parent_that_is_not_there_is_refused,
     a_fork_shares_its_origins_state_and_goes_its_own_way,
     a_fork_of_what_is_not_there_is_refused,
     operations_are_numbered_and_say_where_the_head_was,
@@ -337,8 +335,8 @@ async fn an_empty_delta_is_a_point_with_the_same_state(trial: Trial) {
     assert_eq!(trial.store().await.state(nothing_id, 1).await.expect("a state"), Image::default());
 }
 
-/// A store need not know the parent's state when it commits, but it must never give back a wrong one.
-async fn a_delta_that_does_not_fit_its_parent_is_refused_or_reported(trial: Trial) {
+/// A store need not know the base's state when it commits, but it must never give back a wrong one.
+async fn a_delta_that_does_not_fit_its_base_is_refused_or_reported(trial: Trial) {
     let id = trial.begin("a").await;
     let committed = trial.store().await.commit(trial.on(id, 1, append("step", 40, "late"))).await;
     let store = trial.store().await;
@@ -391,54 +389,6 @@ async fn opaque_bytes_of_any_codec_come_back(trial: Trial) {
     trial.store().await.commit(trial.on(id, 1, delta.clone())).await.expect("committed");
     let found = trial.store().await.state(id, 2).await.expect("a state");
     assert_eq!(found, image([&set("step", "1"), &delta]));
-}
-
-async fn a_commit_on_an_older_parent_goes_back_and_appends(trial: Trial) {
-    let id = trial.begin("a").await;
-    trial.advance(id, 4).await;
-    let mut back = trial.on(id, 4, Delta::default());
-    back.checkpoint.parent = Some(2);
-    let record = trial.store().await.commit(back).await.expect("a rollback");
-    assert_eq!((record.seq, record.parent), (5, Some(2)));
-    let mut partly = trial.on(id, 5, set("other", "kept"));
-    partly.checkpoint.parent = Some(3);
-    trial.store().await.commit(partly).await.expect("another rollback");
-    trial.store().await.commit(trial.on(id, 6, append("step", 1, "+"))).await.expect("on the head again");
-
-    let store = trial.store().await;
-    assert_eq!(seqs(&*store, id).await, [7, 6, 5, 4, 3, 2, 1]);
-    let parents: Vec<_> = history(&*store, id).await.iter().map(|record| record.parent).collect();
-    assert_eq!(parents, [Some(6), Some(3), Some(2), Some(3), Some(2), Some(1), None]);
-    let mut steps = Vec::new();
-    for seq in 1..=7 {
-        steps.push(step(&*store, id, seq).await.expect("a state"));
-    }
-    assert_eq!(steps, ["1", "2", "3", "4", "2", "3", "3+"]);
-    assert_eq!(text(&store.state(id, 7).await.expect("a state"), "other").as_deref(), Some("kept"));
-    assert_eq!(text(&store.state(id, 5).await.expect("a state"), "other"), None);
-}
-
-async fn a_parent_that_is_not_there_is_refused(trial: Trial) {
-    let id = trial.begin("a").await;
-    trial.advance(id, 4).await;
-    let store = trial.store().await;
-    assert_eq!(store.prune(id, 2).await.expect("pruned"), 2);
-    let with_parent = |parent| {
-        let mut commit = trial.on(id, 4, Delta::default());
-        commit.checkpoint.parent = Some(parent);
-        commit
-    };
-    for beyond in [0, 5] {
-        let refused = store.commit(with_parent(beyond)).await;
-        assert_refused!(refused, StoreError::NoPoint { seq, head: 4, .. } if *seq == beyond);
-    }
-    let refused = store.commit(with_parent(2)).await;
-    assert_refused!(refused, StoreError::Pruned { execution, seq: 2 } if *execution == id);
-    assert_eq!(seqs(&*store, id).await, [4, 3]);
-    let mut first = trial.checkpoint(set("step", "1"));
-    first.parent = Some(1);
-    let refused = store.create(trial.execution("b"), first).await;
-    assert_refused!(refused, StoreError::NoPoint { seq: 1, head: 0, .. });
 }
 
 async fn a_fork_shares_its_origins_state_and_goes_its_own_way(trial: Trial) {

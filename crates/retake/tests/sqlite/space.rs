@@ -62,6 +62,34 @@ async fn a_checkpoint_that_changes_nothing_shares_its_parents_bytes() {
 }
 
 #[tokio::test]
+async fn a_rollback_of_one_branch_shares_the_other_with_the_head_and_not_with_the_point_it_follows() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let id = begin(&store, "brave-otter").await;
+    advance(&store, id, 2, 3).await;
+    store.commit(commit(id, 3, set("sibling", &"s".repeat(20_000)))).await.unwrap();
+    advance(&store, id, 5, 6).await;
+    let raw = Connection::open(&path).unwrap();
+    let weight = || raw.query_row("SELECT weight FROM executions", [], |row| row.get::<_, i64>(0)).unwrap();
+    let before = weight();
+    let mut rollback = commit(id, 6, set("step", "3"));
+    (rollback.checkpoint.parent, rollback.checkpoint.base) = (Some(3), Some(6));
+    let record = store.commit(rollback).await.unwrap();
+    assert_eq!((record.seq, record.parent), (7, Some(3)));
+    assert!(record.size_bytes < 100, "{} bytes", record.size_bytes);
+    // The way to the next keyframe goes by the base.
+    let added = weight() - before;
+    assert!((64..200).contains(&added), "{added} more bytes to read behind a keyframe");
+    let state = store.state(id, 7).await.unwrap();
+    assert_eq!((step(&state), state.get(&Key::Variable("sibling".into())).is_some()), ("3".to_owned(), true));
+
+    let mut older = commit(id, 7, set("step", "again"));
+    older.checkpoint.base = Some(3);
+    store.commit(older).await.unwrap();
+    assert!(weight() < 1_000, "{} bytes to read, with a base below the large value", weight());
+}
+
+#[tokio::test]
 async fn every_kept_point_reads_as_before_after_pruning_compacting_and_the_loss_of_its_origin() {
     let (_directory, path) = place();
     let store = SqliteStore::open(&path).unwrap();
@@ -182,11 +210,13 @@ async fn large_random_histories_read_as_their_model_while_they_are_pruned_squash
                 act => {
                     let text = format!("{n} {}", "z".repeat(usize::try_from(draws.below(9_000)).unwrap()));
                     let mut next = commit(id, head, set(&format!("v{}", draws.below(6)), &text));
+                    let other = seqs[usize::try_from(draws.below(seqs.len() as u64)).unwrap()];
                     let parent = if act < 7 { some } else { head };
-                    next.checkpoint.parent = Some(parent);
+                    let base = if act % 3 == 0 { other } else { parent };
+                    (next.checkpoint.parent, next.checkpoint.base) = (Some(parent), Some(base));
                     next.checkpoint.compress = draws.below(2) == 0;
                     next.checkpoint.label = (draws.below(12) == 0).then(|| format!("label-{n}"));
-                    let mut image = kept[&(id, parent)].clone();
+                    let mut image = kept[&(id, base)].clone();
                     image.apply("the model", &next.checkpoint.delta).unwrap();
                     store.commit(next).await.unwrap();
                     kept.insert((id, head + 1), image);

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::*;
 use crate::clock::ManualClock;
 use crate::execution::ExecutionState;
-use crate::store::{Cause, Commit, Delta, MemoryStore, NewCheckpoint, NewExecution};
+use crate::store::{Cause, Commit, MemoryStore, NewCheckpoint, NewExecution};
 
 /// A run `otter` with a point a minute: `@1`, `@2` (a), `@3` (b, labelled), `@4` (c), `@5` back to `@2`, `@6` (b).
 struct Histories {
@@ -52,18 +52,10 @@ impl Histories {
 
     fn checkpoint(&self, parent: Option<Seq>, node: Option<&str>, label: Option<&str>) -> NewCheckpoint {
         NewCheckpoint {
-            id: self.clock.new_id(),
-            created_at: self.clock.now(),
             parent,
-            delta: Delta::default(),
-            state: ExecutionState::Paused,
-            cause: Cause::Manual,
             nodes: node.map(str::to_owned).into_iter().collect(),
             label: label.map(str::to_owned),
-            completed_node_count: 0,
-            compress: false,
-            operation: None,
-            answers: Vec::new(),
+            ..NewCheckpoint::new(self.clock.new_id(), self.clock.now(), ExecutionState::Paused, Cause::Manual)
         }
     }
 

@@ -45,7 +45,7 @@ pub(super) fn create(
     if db.number("SELECT key FROM executions WHERE name = ?1", [&new.name])?.is_some() {
         return Err(Conflict::NameTaken(new.name.clone()).into());
     }
-    if let Some(seq) = first.checkpoint.parent {
+    if let Some(seq) = first.checkpoint.parent.or(first.checkpoint.base) {
         return Err(StoreError::NoPoint { execution: new.id, seq, head: 0 });
     }
     let base = match new.origin {
@@ -112,9 +112,14 @@ pub(super) fn commit(
         let (execution, expected) = (commit.execution_id, commit.expected_head);
         return Err(Conflict::HeadMoved { execution, expected, found: head }.into());
     }
-    let parent = commit.checkpoint.checkpoint.parent.unwrap_or(head);
-    let base = execution.point(db, parent)?.delta;
-    if parent != head {
+    let checkpoint = &commit.checkpoint.checkpoint;
+    let parent = checkpoint.parent.unwrap_or(head);
+    let base_seq = checkpoint.base.unwrap_or(parent);
+    if base_seq != parent {
+        execution.point(db, parent)?;
+    }
+    let base = execution.point(db, base_seq)?.delta;
+    if base_seq != head {
         let reach = chain::reach(db, base)?;
         (execution.weight, execution.floor) = (reach.weight, reach.floor);
     }
@@ -137,7 +142,7 @@ fn append(
     let empty;
     let body = match (body, base) {
         (Some(body), _) => Some(body),
-        // Nothing changed: the point is its parent's state, and shares its row.
+        // Nothing changed: the point is its base's state, and shares its row.
         (None, Some(_)) => None,
         (None, None) => {
             empty = chain::encoded(&checkpoint.delta, None)?;
