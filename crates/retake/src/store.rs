@@ -26,7 +26,7 @@ pub use error::{Conflict, Source, StoreError};
 pub use memory::MemoryStore;
 pub use record::{
     Ask, Cause, CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Lease,
-    NewCheckpoint, NewExecution, NewOperation, OperationRecord, Origin, Report, Request, Seq,
+    NewCheckpoint, NewExecution, NewOperation, NewWorkflow, OperationRecord, Origin, Report, Request, Seq,
 };
 #[cfg(feature = "sqlite")]
 pub use sqlite::{FORMAT, Options, SqliteStore, Stats};
@@ -46,7 +46,8 @@ use crate::execution::{ExecutionContext, ExecutionId, WorkflowId};
 pub trait Store: Send + Sync + std::fmt::Debug {
     /// Creates an execution with its first checkpoint, `@1`. Returns when both are durable.
     ///
-    /// The first checkpoint's delta starts from nothing, or from the origin's point, whose storage it then shares.
+    /// The first checkpoint's delta starts from nothing, or from the origin's point, whose storage it then shares. A fork
+    /// names its own workflow, which may be another than its origin's.
     ///
     /// # Errors
     /// [`Conflict::NameTaken`] and [`Conflict::IdTaken`]; [`StoreError::NoExecution`], [`StoreError::NoPoint`] and
@@ -54,6 +55,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn create(&self, new: NewExecution, first: NewCheckpoint) -> Result<CheckpointRecord, StoreError>;
 
     /// Appends a checkpoint and moves the head to it. Returns when it is durable.
+    ///
+    /// Where the checkpoint names a workflow, its definition is kept and the execution runs it, in the same step.
     ///
     /// Costs the delta, not the state and not the history. Commits that wait at the same time share one durable write,
     /// and one that is refused does not disturb the others.
@@ -71,8 +74,11 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Returns the executions that pass the filter, newest first (by creation, then by id).
     async fn executions(&self, filter: &ExecutionFilter) -> Result<Vec<ExecutionRecord>, StoreError>;
 
-    /// Returns the definition that executions of a workflow were created with: the first that was not empty, or `None`
-    /// where there is none.
+    /// Returns the definition that a workflow came with, at a creation or a commit: the first that was not empty, or
+    /// `None` where there is none.
+    ///
+    /// It stays as long as there is an execution that ever ran the workflow, though that may run another by now, and the
+    /// points of the time may be pruned. After that, [`compact`](Store::compact) removes it.
     async fn workflow(&self, id: WorkflowId) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Returns a page of an execution's history, newest first. Empty for an unknown execution.
@@ -140,7 +146,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Reads and verifies every record. Damage is reported, not returned as an error.
     async fn check(&self) -> Result<Report, StoreError>;
 
-    /// Gives back the space of what has been pruned and deleted.
+    /// Gives back the space of what has been pruned and deleted, and of definitions that nobody needs any more.
     async fn compact(&self) -> Result<(), StoreError>;
 }
 

@@ -40,6 +40,7 @@ mod leasing;
 mod reading;
 mod removing;
 mod trial;
+mod workflows;
 mod writing;
 
 use std::fmt;
@@ -101,7 +102,8 @@ use cases;
 
 /// Returns all that a store must do.
 pub fn contract() -> Vec<Case> {
-    [writing::CASES, going_back::CASES, reading::CASES, leasing::CASES, removing::CASES].concat()
+    [writing::CASES, going_back::CASES, workflows::CASES, reading::CASES, leasing::CASES, removing::CASES]
+        .concat()
 }
 
 /// Runs the whole contract, each case on an empty store of its own. Needs tokio's multi-threaded runtime to be of use:

@@ -8,7 +8,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::state::{context_as_made, delta_in};
 use super::{
-    Cause, CheckpointRecord, Commit, Conflict, HistoryPage, NewCheckpoint, NewExecution, Store, StoreError,
+    Cause, CheckpointRecord, Commit, Conflict, HistoryPage, NewCheckpoint, NewExecution, NewWorkflow, Store,
+    StoreError,
 };
 use crate::checkpoint::{CheckpointError, CheckpointId, CheckpointMetadata, CheckpointStorage, Source};
 use crate::clock::{Clock, SystemClock};
@@ -32,8 +33,7 @@ const REMEMBERED_MAX: usize = 256;
 ///
 /// - A checkpoint comes back with its completed nodes in the order of their ids, as
 ///   [`create_checkpoint`](ExecutionContext::create_checkpoint) lists them.
-/// - `workflow_id` of the metadata is the workflow that the execution was created for; `size_bytes` is what was stored
-///   for the checkpoint: what changed, not the state.
+/// - `size_bytes` is what was stored for the checkpoint: what changed, not the state.
 /// - Pruning keeps checkpoints that have a label, and the head. To keep none is to delete the execution.
 ///
 /// ```
@@ -260,6 +260,7 @@ impl Face {
         let new = NewCheckpoint {
             delta: delta_in(execution_id, before.as_ref().map(|saved| &saved.ctx), &ctx)?,
             completed_node_count: checkpoint.completed_nodes.len() as u64,
+            workflow: before.as_ref().and_then(|saved| changed_workflow(&saved.record, checkpoint)),
             ..NewCheckpoint::new(self.clock.new_id(), checkpoint.timestamp, state, Cause::Save)
         };
         let record = match before {
@@ -350,6 +351,12 @@ fn start(mut jobs: UnboundedReceiver<Job>) -> std::io::Result<()> {
         });
     };
     std::thread::Builder::new().name("retake-store".to_owned()).spawn(run).map(drop)
+}
+
+/// Returns the workflow of a checkpoint, where the one saved before it is another's.
+fn changed_workflow(before: &CheckpointRecord, checkpoint: &ExecutionCheckpoint) -> Option<NewWorkflow> {
+    let id = checkpoint.workflow_id;
+    (before.workflow_id != id).then(|| NewWorkflow { id, name: id.to_string(), definition: Vec::new() })
 }
 
 /// Tells whether somebody else moved the head, created the execution or deleted it since the last look.

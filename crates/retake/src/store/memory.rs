@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::{
     CheckpointRecord, Commit, Conflict, Delta, ExecutionFilter, ExecutionRecord, HistoryPage, Image, Key,
-    Lease, NewCheckpoint, NewExecution, Op, OperationRecord, Report, Request, Seq, Store, StoreError,
+    Lease, NewCheckpoint, NewExecution, NewWorkflow, Op, OperationRecord, Report, Request, Seq, Store,
+    StoreError,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
@@ -68,6 +69,8 @@ struct Kept {
 struct Execution {
     /// Without `leased_by`, which depends on the time of the look.
     record: ExecutionRecord,
+    /// Those that it ever ran.
+    workflows: BTreeSet<WorkflowId>,
     points: BTreeMap<Seq, Point>,
     operations: Vec<OperationRecord>,
     requests: Vec<Request>,
@@ -141,8 +144,9 @@ impl Store for MemoryStore {
         let mut execution = Execution::new(&new, &first);
         let point = kept.next_point(&execution, before, None, &first)?;
 
-        if !new.definition.is_empty() {
-            kept.definitions.entry(new.workflow_id).or_insert(new.definition);
+        kept.keep_definition(new.workflow_id, new.definition);
+        if let Some(workflow) = &first.workflow {
+            kept.keep_definition(workflow.id, workflow.definition.clone());
         }
         kept.by_creation.insert((execution.record.created_at, new.id));
         kept.by_name.insert(new.name, new.id);
@@ -170,6 +174,9 @@ impl Store for MemoryStore {
         let before = execution.point(checkpoint.base.unwrap_or(parent))?.image.clone();
         let point = kept.next_point(execution, before, Some(parent), &checkpoint)?;
 
+        if let Some(workflow) = &checkpoint.workflow {
+            kept.keep_definition(workflow.id, workflow.definition.clone());
+        }
         kept.by_checkpoint.insert(checkpoint.id, (execution_id, point.record.seq));
         Ok(kept.require_mut(execution_id)?.push(point, checkpoint))
     }
@@ -310,6 +317,12 @@ impl Store for MemoryStore {
             for (seq, point) in &execution.points {
                 report.checkpoints += 1;
                 report.bytes += point.record.size_bytes;
+                if !execution.workflows.contains(&point.record.workflow_id) {
+                    report.problems.push(format!(
+                        "checkpoint @{seq} of execution {} runs a workflow that is not kept for it",
+                        execution.record.id
+                    ));
+                }
                 if kept.by_checkpoint.get(&point.record.id) != Some(&(execution.record.id, *seq)) {
                     report.problems.push(format!(
                         "checkpoint @{seq} of execution {} cannot be found by its id",
@@ -324,7 +337,7 @@ impl Store for MemoryStore {
     async fn compact(&self) -> Result<(), StoreError> {
         let mut kept = self.kept();
         let Kept { executions, definitions, .. } = &mut *kept;
-        let used: BTreeSet<WorkflowId> = executions.values().map(|e| e.record.workflow_id).collect();
+        let used: BTreeSet<WorkflowId> = executions.values().flat_map(|e| &e.workflows).copied().collect();
         definitions.retain(|id, _| used.contains(id));
         Ok(())
     }
@@ -337,6 +350,13 @@ impl Kept {
 
     fn require_mut(&mut self, id: ExecutionId) -> Result<&mut Execution, StoreError> {
         self.executions.get_mut(&id).ok_or(StoreError::NoExecution(id))
+    }
+
+    /// Keeps a workflow's definition, where there is none yet.
+    fn keep_definition(&mut self, id: WorkflowId, definition: Vec<u8>) {
+        if !definition.is_empty() {
+            self.definitions.entry(id).or_insert(definition);
+        }
     }
 
     /// Returns the point that follows an execution's head, without putting it there.
@@ -357,7 +377,7 @@ impl Kept {
             .apply(&format!("the delta of point @{seq} of execution {}", execution.id), &checkpoint.delta)?;
         let record = CheckpointRecord {
             execution_id: execution.id,
-            workflow_id: execution.workflow_id,
+            workflow_id: checkpoint.workflow.as_ref().map_or(execution.workflow_id, |workflow| workflow.id),
             seq,
             id: checkpoint.id,
             parent,
@@ -391,6 +411,7 @@ impl Execution {
         };
         Self {
             record,
+            workflows: BTreeSet::from([new.workflow_id]),
             points: BTreeMap::new(),
             operations: Vec::new(),
             requests: Vec::new(),
@@ -436,6 +457,10 @@ impl Execution {
         }
         if !checkpoint.answers.is_empty() {
             self.requests.retain(|request| !checkpoint.answers.contains(&request.id));
+        }
+        if let Some(NewWorkflow { id, name, .. }) = checkpoint.workflow {
+            self.workflows.insert(id);
+            (self.record.workflow_id, self.record.workflow_name) = (id, name);
         }
         self.record.head = record.seq;
         self.record.state = record.state.clone();

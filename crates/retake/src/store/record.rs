@@ -40,6 +40,17 @@ pub struct Origin {
     pub seq: Seq,
 }
 
+/// A workflow that an execution is to run from some checkpoint on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewWorkflow {
+    /// Its id.
+    pub id: WorkflowId,
+    /// Its name.
+    pub name: String,
+    /// Its definition, opaque to the store and kept once for all executions of it. May be empty.
+    pub definition: Vec<u8>,
+}
+
 /// A checkpoint that is to be committed.
 #[derive(Debug, Clone)]
 pub struct NewCheckpoint {
@@ -68,6 +79,8 @@ pub struct NewCheckpoint {
     pub completed_node_count: u64,
     /// Whether to compress what is stored.
     pub compress: bool,
+    /// The workflow that the execution runs from this point on. `None`: the one that it runs already.
+    pub workflow: Option<NewWorkflow>,
     /// The operation of a person that this is, for the operation log.
     pub operation: Option<NewOperation>,
     /// Requests that this answers; they are removed in the same transaction.
@@ -89,6 +102,7 @@ impl NewCheckpoint {
             label: None,
             completed_node_count: 0,
             compress: false,
+            workflow: None,
             operation: None,
             answers: Vec::new(),
         }
@@ -238,9 +252,9 @@ pub struct ExecutionRecord {
     pub id: ExecutionId,
     /// Its readable name.
     pub name: String,
-    /// The workflow's id.
+    /// The id of the workflow that it runs.
     pub workflow_id: WorkflowId,
-    /// The workflow's name.
+    /// That workflow's name.
     pub workflow_name: String,
     /// How it stood at the head.
     pub state: ExecutionState,
@@ -261,7 +275,7 @@ pub struct ExecutionRecord {
 pub struct CheckpointRecord {
     /// The execution.
     pub execution_id: ExecutionId,
-    /// The execution's workflow.
+    /// The workflow that the execution ran then.
     pub workflow_id: WorkflowId,
     /// Its number in the history.
     pub seq: Seq,

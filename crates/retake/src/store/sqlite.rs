@@ -23,6 +23,7 @@ mod query;
 mod reader;
 mod row;
 mod schema;
+mod workflow;
 mod writer;
 
 use std::path::Path;
@@ -276,7 +277,7 @@ impl Store for SqliteStore {
     }
 
     async fn workflow(&self, id: WorkflowId) -> Result<Option<Vec<u8>>, StoreError> {
-        self.read(move |db, _| query::workflow(db, id)).await
+        self.read(move |db, _| workflow::definition(db, id)).await
     }
 
     async fn history(&self, id: ExecutionId, page: HistoryPage) -> Result<Vec<CheckpointRecord>, StoreError> {

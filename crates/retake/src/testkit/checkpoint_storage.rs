@@ -20,6 +20,7 @@ const CHECKS: &[Check] = &[
     what_was_saved_comes_back_whole,
     the_latest_is_the_last_saved_whatever_the_clock_says,
     the_list_is_newest_first_and_tells_the_truth,
+    every_checkpoint_is_listed_with_the_workflow_that_it_was_saved_under,
     what_was_never_saved_is_simply_not_there,
     pruning_keeps_the_newest,
     pruning_to_nothing_leaves_nothing,
@@ -128,6 +129,18 @@ fn the_list_is_newest_first_and_tells_the_truth(storage: &dyn CheckpointStorage)
         .collect();
     assert_eq!(found, expected);
     assert!(list.iter().all(|metadata| metadata.size_bytes > 0), "{list:?}");
+}
+
+fn every_checkpoint_is_listed_with_the_workflow_that_it_was_saved_under(storage: &dyn CheckpointStorage) {
+    let mut ctx = context();
+    let mut workflows = Vec::new();
+    for _ in 0..3 {
+        save(storage, ctx.execution_id, &ctx.create_checkpoint());
+        workflows.insert(0, ctx.workflow_id);
+        ctx.workflow_id = SystemClock::default().new_id();
+    }
+    let listed = storage.list_checkpoints(ctx.execution_id).expect("a list");
+    assert_eq!(listed.iter().map(|metadata| metadata.workflow_id).collect::<Vec<_>>(), workflows);
 }
 
 fn what_was_never_saved_is_simply_not_there(storage: &dyn CheckpointStorage) {

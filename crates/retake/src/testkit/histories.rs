@@ -21,13 +21,19 @@ use serde_json::Value;
 use super::Harness;
 use super::trial::{WORKFLOW, history};
 use crate::clock::{Clock, ManualClock};
-use crate::execution::{ExecutionContext, ExecutionId, ExecutionResult, NodeExecutionResult, NodeId};
+use crate::execution::{
+    ExecutionContext, ExecutionId, ExecutionResult, NodeExecutionResult, NodeId, WorkflowId,
+};
 use crate::store::{
-    self, Cause, Commit, Delta, NewCheckpoint, NewExecution, Origin, Seq, Store, StoreError, StoreExt,
+    self, Cause, Commit, Delta, NewCheckpoint, NewExecution, NewWorkflow, Origin, Seq, Store, StoreError,
+    StoreExt,
 };
 
 /// How many variables and nodes the acts choose from: few, so that they meet.
 const NAMES: usize = 5;
+
+/// How many workflows there are to run.
+const WORKFLOWS: usize = 4;
 
 /// One step of a random history. Points are chosen modulo the points there are.
 #[derive(Debug, Clone)]
@@ -44,6 +50,8 @@ pub enum Act {
     Commit {
         /// Whether under a label.
         labelled: bool,
+        /// The workflow that the execution runs from then on, where that changes.
+        workflow: Option<usize>,
     },
     /// Makes an older point's state the head.
     Rollback {
@@ -69,6 +77,11 @@ pub enum Act {
         /// The point.
         at: usize,
     },
+    /// Deletes an execution, unless it is the one that is being advanced.
+    Delete {
+        /// The execution.
+        execution: usize,
+    },
     /// Opens the store anew.
     Reopen,
     /// Compacts the store.
@@ -83,11 +96,13 @@ pub fn acts(acts_max: usize) -> impl Strategy<Value = Vec<Act>> {
         1 => (0..NAMES).prop_map(Act::Remove),
         6 => (0..NAMES, value()).prop_map(|(name, value)| Act::Append(name, value)),
         2 => (0..NAMES, value()).prop_map(|(name, value)| Act::Node(name, value)),
-        8 => any::<u8>().prop_map(|dice| Act::Commit { labelled: dice < 32 }),
+        8 => (any::<u8>(), option::weighted(0.1, 0..WORKFLOWS))
+            .prop_map(|(dice, workflow)| Act::Commit { labelled: dice < 32, workflow }),
         3 => (point.clone(), option::of(point.clone())).prop_map(|(to, base)| Act::Rollback { to, base }),
         2 => (point.clone(), option::of(point.clone())).prop_map(|(after, base)| Act::Replace { after, base }),
         1 => (0..8_usize).prop_map(|keep| Act::Prune { keep }),
         1 => point.prop_map(|at| Act::Fork { at }),
+        1 => (0..4_usize).prop_map(|execution| Act::Delete { execution }),
         1 => Just(Act::Reopen),
         1 => Just(Act::Compact),
     ];
@@ -143,17 +158,24 @@ struct Line {
     /// That of point `@n` stands at n - 1.
     points: Vec<Modelled>,
     pruned: BTreeSet<Seq>,
+    /// The workflows that it ever ran.
+    ever_run: BTreeSet<WorkflowId>,
 }
 
 struct Modelled {
     parent: Option<Seq>,
     label: Option<String>,
+    workflow: WorkflowId,
     state: ExecutionContext,
 }
 
 impl Line {
     fn head(&self) -> Seq {
         self.points.len() as u64
+    }
+
+    fn workflow(&self) -> WorkflowId {
+        self.points.last().expect("every execution begins with a point").workflow
     }
 
     fn point(&self, chosen: usize) -> (Seq, &Modelled) {
@@ -176,7 +198,7 @@ impl Play {
         let next = ExecutionContext::with_id(clock.new_id(), WORKFLOW, clock.now());
         let mut play = Self { store: harness.open().await, clock, lines: Vec::new(), next };
         let first = play.checkpoint(None, &play.next);
-        play.create(None, first).await;
+        play.create(None, WORKFLOW, first).await;
         play
     }
 
@@ -195,11 +217,12 @@ impl Play {
                 let node = NodeExecutionResult::started(self.clock.now()).completed(result, self.clock.now());
                 self.next.record_node_result(NodeId::from_u128(*name as u128), node);
             }
-            Act::Commit { labelled } => {
+            Act::Commit { labelled, workflow } => {
                 let line = self.line();
                 let mut checkpoint =
                     self.checkpoint(line.points.last().map(|point| &point.state), &self.next);
                 checkpoint.label = labelled.then(|| format!("label {}", line.head()));
+                checkpoint.workflow = workflow.map(new_workflow);
                 self.commit(checkpoint, self.next.clone()).await;
             }
             Act::Rollback { to, base } => {
@@ -214,10 +237,12 @@ impl Play {
             }
             Act::Prune { keep } => self.prune(*keep).await,
             Act::Fork { at } => self.fork(*at).await,
+            Act::Delete { execution } => self.delete(*execution).await,
             Act::Reopen => self.store = harness.open().await,
             Act::Compact => {
                 self.store.compact().await.expect("compacted");
                 self.compare().await;
+                self.compare_unneeded_workflows().await;
             }
         }
     }
@@ -242,6 +267,7 @@ impl Play {
         let needed = [parent, checkpoint.base.unwrap_or(parent)];
         let gone = needed.into_iter().find(|seq| line.pruned.contains(seq));
         let label = checkpoint.label.clone();
+        let workflow = checkpoint.workflow.as_ref().map_or(line.workflow(), |workflow| workflow.id);
         let result = self.store.commit(Commit { execution_id, expected_head, fence: None, checkpoint }).await;
         if let Some(gone) = gone {
             let refused = matches!(result, Err(StoreError::Pruned { seq, .. }) if seq == gone);
@@ -250,7 +276,9 @@ impl Play {
         }
         assert_eq!(result.expect("committed").seq, expected_head + 1);
         self.next = state.clone();
-        self.line_mut().points.push(Modelled { parent: Some(parent), label, state });
+        let line = self.line_mut();
+        line.ever_run.insert(workflow);
+        line.points.push(Modelled { parent: Some(parent), label, workflow, state });
     }
 
     async fn prune(&mut self, keep: usize) {
@@ -269,20 +297,28 @@ impl Play {
             return;
         }
         let origin = Origin { execution_id: line.id, seq };
-        let before = point.state.clone();
+        let (before, workflow) = (point.state.clone(), point.workflow);
         self.next = ExecutionContext { execution_id: self.clock.new_id(), ..before.clone() };
         let first = self.checkpoint(Some(&before), &self.next);
-        self.create(Some(origin), first).await;
+        self.create(Some(origin), workflow, first).await;
     }
 
-    async fn create(&mut self, origin: Option<Origin>, first: NewCheckpoint) {
+    /// Creates an execution of a workflow whose definition the store has, or does without.
+    async fn create(&mut self, origin: Option<Origin>, workflow: WorkflowId, first: NewCheckpoint) {
         let id = self.next.execution_id;
         let (name, workflow_name) = (id.to_string(), "article".to_owned());
         let definition = Vec::new();
-        let new = NewExecution { id, name, workflow_id: WORKFLOW, workflow_name, definition, origin };
+        let new = NewExecution { id, name, workflow_id: workflow, workflow_name, definition, origin };
         self.store.create(new, first).await.expect("created");
-        let first = Modelled { parent: None, label: None, state: self.next.clone() };
-        self.lines.push(Line { id, points: vec![first], pruned: BTreeSet::new() });
+        let first = Modelled { parent: None, label: None, workflow, state: self.next.clone() };
+        let ever_run = BTreeSet::from([workflow]);
+        self.lines.push(Line { id, points: vec![first], pruned: BTreeSet::new(), ever_run });
+    }
+
+    async fn delete(&mut self, chosen: usize) {
+        let Some(others @ 1..) = self.lines.len().checked_sub(1) else { return };
+        let line = self.lines.remove(chosen % others);
+        assert_eq!(self.store.delete(line.id).await.expect("deleted"), line.kept().len());
     }
 
     fn checkpoint(&self, before: Option<&ExecutionContext>, after: &ExecutionContext) -> NewCheckpoint {
@@ -297,11 +333,15 @@ impl Play {
     async fn compare(&self) {
         for line in &self.lines {
             let found = history(&*self.store, line.id).await;
-            let found: Vec<_> = found.iter().map(|r| (r.seq, r.parent, r.label.as_ref())).collect();
+            let found: Vec<_> =
+                found.iter().map(|r| (r.seq, r.parent, r.label.as_ref(), r.workflow_id)).collect();
             let kept = line.kept();
-            let expected: Vec<_> =
-                kept.iter().map(|(seq, point)| (*seq, point.parent, point.label.as_ref())).collect();
+            let expected: Vec<_> = kept
+                .iter()
+                .map(|(seq, point)| (*seq, point.parent, point.label.as_ref(), point.workflow))
+                .collect();
             assert_eq!(found, expected);
+            assert_eq!(self.store.require(line.id).await.expect("a look").workflow_id, line.workflow());
             for (seq, point) in kept {
                 let found = self.store.context(line.id, seq).await.expect("a state");
                 assert_eq!(found, point.state, "@{seq} of {}", line.id);
@@ -311,7 +351,27 @@ impl Play {
                 assert!(matches!(found, Err(StoreError::Pruned { .. })), "@{seq}, pruned: {found:?}");
             }
         }
+        for id in self.needed_workflows() {
+            let definition = (id != WORKFLOW).then(|| id.as_bytes().to_vec());
+            assert_eq!(self.store.workflow(id).await.expect("a look"), definition, "workflow {id}");
+        }
         assert_eq!(self.store.check().await.expect("a report").problems, Vec::<String>::new());
+    }
+
+    async fn compare_unneeded_workflows(&self) {
+        let needed = self.needed_workflows();
+        for id in (0..WORKFLOWS).map(workflow_id).filter(|id| !needed.contains(id)) {
+            assert_eq!(
+                self.store.workflow(id).await.expect("a look"),
+                None,
+                "workflow {id}, which nobody ran"
+            );
+        }
+    }
+
+    /// Returns what any execution ever ran, of those that are there.
+    fn needed_workflows(&self) -> BTreeSet<WorkflowId> {
+        self.lines.iter().flat_map(|line| &line.ever_run).copied().collect()
     }
 
     fn line(&self) -> &Line {
@@ -321,6 +381,15 @@ impl Play {
     fn line_mut(&mut self) -> &mut Line {
         self.lines.last_mut().expect("an execution is created at the beginning")
     }
+}
+
+fn workflow_id(chosen: usize) -> WorkflowId {
+    WorkflowId::from_u128(1 + chosen as u128)
+}
+
+fn new_workflow(chosen: usize) -> NewWorkflow {
+    let id = workflow_id(chosen);
+    NewWorkflow { id, name: format!("workflow {chosen}"), definition: id.as_bytes().to_vec() }
 }
 
 fn variable(name: usize) -> String {

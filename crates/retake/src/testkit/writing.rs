@@ -28,7 +28,6 @@ cases![
     a_context_comes_back_at_every_point,
     a_name_and_an_id_belong_to_one_execution,
     a_refused_creation_leaves_nothing_behind,
-    a_definition_is_kept_for_its_workflow,
     a_commit_on_an_old_head_is_refused_and_changes_nothing,
     a_checkpoint_id_belongs_to_one_point,
     what_is_not_there_is_said_to_be_not_there,
@@ -208,24 +207,6 @@ async fn a_refused_creation_leaves_nothing_behind(trial: Trial) {
     );
     assert_eq!(store.execution(new.id).await.expect("a look"), None);
     store.create(new, trial.checkpoint(set("step", "1"))).await.expect("the name and id are still free");
-}
-
-async fn a_definition_is_kept_for_its_workflow(trial: Trial) {
-    let without = trial.execution("a");
-    let mut with = trial.execution("b");
-    with.definition = b"nodes: \x00\xff".to_vec();
-    let mut again = trial.execution("c");
-    again.definition = with.definition.clone();
-    let mut other = trial.execution("d");
-    other.workflow_id = Uuid::from_u128(77);
-    other.definition = b"another".to_vec();
-    for new in [without, with.clone(), again, other] {
-        trial.store().await.create(new, trial.checkpoint(set("step", "1"))).await.expect("created");
-    }
-    let store = trial.store().await;
-    assert_eq!(store.workflow(WORKFLOW).await.expect("a look"), Some(with.definition));
-    assert_eq!(store.workflow(Uuid::from_u128(77)).await.expect("a look"), Some(b"another".to_vec()));
-    assert_eq!(store.workflow(Uuid::from_u128(78)).await.expect("a look"), None);
 }
 
 async fn a_commit_on_an_old_head_is_refused_and_changes_nothing(trial: Trial) {

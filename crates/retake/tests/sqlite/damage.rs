@@ -50,6 +50,14 @@ async fn a_flipped_value_in_any_row_of_any_table_is_found_and_named() {
         ("UPDATE executions SET fence = 9", format!("execution {id}")),
         ("UPDATE executions SET name = 'x'", format!("execution {id}")),
         ("UPDATE workflows SET definition = x'00'", "workflow 00000000-".into()),
+        ("UPDATE execution_workflows SET checksum = x'00'", "workflow 00000000-".into()),
+        ("DELETE FROM workflows", "1 rows of execution_workflows name none of workflows".into()),
+        ("DELETE FROM execution_workflows", "62 rows of checkpoints name none of execution_workflows".into()),
+        ("DELETE FROM execution_workflows", format!("execution {id} runs workflow 00000000-")),
+        (
+            "UPDATE checkpoints SET workflow = zeroblob(16) WHERE seq = 5",
+            format!("checkpoint @5 of execution {id}"),
+        ),
         (
             "UPDATE deltas SET body = substr(body, 1, 8) || x'ff' || substr(body, 10) WHERE key = 61",
             "delta 61".into(),

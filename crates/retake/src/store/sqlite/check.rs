@@ -7,6 +7,7 @@ use super::db::{self, Db};
 use super::lease;
 use super::query;
 use super::row::{self, ExecutionRow};
+use super::workflow;
 use crate::execution::ExecutionId;
 use crate::store::{Image, Key, Report, Seq, StoreError, context};
 
@@ -92,7 +93,7 @@ impl Check<'_> {
             |row| db::id(row, 0),
         );
         for id in self.try_read(ids).unwrap_or_default() {
-            let definition = query::workflow(self.db, id);
+            let definition = workflow::definition(self.db, id);
             if let Some(definition) = self.try_read(definition).flatten() {
                 self.report.bytes += definition.len() as u64;
             }
@@ -104,9 +105,24 @@ impl Check<'_> {
             self.report.executions += 1;
             let execution = ExecutionRow::by_key(self.db, key);
             if let Some(execution) = self.try_read(execution).flatten() {
+                self.workflows_of(&execution);
                 self.checkpoints(&execution);
                 self.operations(&execution);
             }
+        }
+    }
+
+    /// Looks at what keeps an execution's definitions. That its points run none but these, and that the definitions are
+    /// there, is among the references which [`structure`](Self::structure) follows.
+    fn workflows_of(&mut self, execution: &ExecutionRow) {
+        let ever_run = workflow::ever_run(self.db, execution);
+        let Some(ever_run) = self.try_read(ever_run) else { return };
+        let running = execution.record.workflow_id;
+        if !ever_run.contains(&running) {
+            let id = execution.record.id;
+            self.report
+                .problems
+                .push(format!("execution {id} runs workflow {running}, which is not kept for it"));
         }
     }
 

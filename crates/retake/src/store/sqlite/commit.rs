@@ -1,18 +1,17 @@
 //! Creating an execution, and appending to its history.
 
-use rusqlite::types::ValueRef;
-
 use super::Shared;
 use super::body::{self, Body};
 use super::chain;
 use super::db::{self, Db};
 use super::row::{self, CheckpointRow, ExecutionRow};
+use super::workflow;
 use super::writer::Aftermath;
 use crate::checkpoint::CheckpointId;
 use crate::execution::ExecutionId;
 use crate::store::{
-    CheckpointRecord, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, OperationRecord, Seq,
-    StoreError,
+    CheckpointRecord, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, NewWorkflow, OperationRecord,
+    Seq, StoreError,
 };
 
 /// A checkpoint whose delta has been encoded, which is not the writer's work.
@@ -52,11 +51,6 @@ pub(super) fn create(
         Some(origin) => Some(ExecutionRow::require(db, origin.execution_id)?.point(db, origin.seq)?.delta),
         None => None,
     };
-    if !new.definition.is_empty() {
-        let values = [ValueRef::Blob(new.workflow_id.as_bytes()), ValueRef::Blob(&new.definition)];
-        let sql = "INSERT OR IGNORE INTO workflows (id, definition, checksum) VALUES (?1, ?2, ?3)";
-        db.put("workflows", sql, &values)?;
-    }
     let mut execution = ExecutionRow {
         key: db.number("SELECT coalesce(max(key), 0) + 1 FROM executions", [])?.unwrap_or(1),
         record: ExecutionRecord {
@@ -79,6 +73,12 @@ pub(super) fn create(
         slack_max: chain::FLOOR_MIN,
     };
     execution.insert(db)?;
+    let workflow = NewWorkflow {
+        id: new.workflow_id,
+        name: new.workflow_name.clone(),
+        definition: new.definition.clone(),
+    };
+    workflow::adopt(db, &mut execution, &workflow)?;
     if let Some(base) = base {
         let reach = chain::reach(db, base)?;
         (execution.weight, execution.floor) = (reach.weight, reach.floor);
@@ -159,6 +159,9 @@ fn append(
         }
     };
     after.bytes += length as u64;
+    if let Some(workflow) = &checkpoint.workflow {
+        workflow::adopt(db, execution, workflow)?;
+    }
     let before = execution.record.head;
     let record = CheckpointRecord {
         execution_id: execution.record.id,
@@ -183,7 +186,10 @@ fn append(
     execution.record.head = record.seq;
     execution.record.state = record.state.clone();
     execution.record.updated_at = record.created_at;
-    execution.update(db)?;
+    match checkpoint.workflow {
+        Some(_) => execution.update_with_workflow(db)?,
+        None => execution.update(db)?,
+    }
     if execution.weight > execution.floor {
         after.keyframes.push(execution.key);
     }

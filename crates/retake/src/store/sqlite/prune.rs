@@ -18,6 +18,7 @@ use super::body;
 use super::chain::{self, FLOOR_MIN, ROW_WEIGHT};
 use super::db::{self, Db};
 use super::row::ExecutionRow;
+use super::workflow;
 use crate::execution::ExecutionId;
 use crate::store::{Delta, StoreError};
 
@@ -55,14 +56,15 @@ pub(super) fn delete(db: &Db, shared: &Shared, id: ExecutionId) -> Result<usize,
     let gone = db.run("DELETE FROM checkpoints WHERE execution = ?1", [key])?;
     db.run("DELETE FROM operations WHERE execution = ?1", [key])?;
     db.run("DELETE FROM requests WHERE execution = ?1", [key])?;
+    db.run("DELETE FROM execution_workflows WHERE execution = ?1", [key])?;
     db.run("DELETE FROM executions WHERE key = ?1", [key])?;
     remove_unneeded(db, &deltas)?;
     Ok(gone)
 }
 
-/// Squashes all that can be, and removes the definitions that no execution has.
+/// Squashes all that can be, and removes the definitions that none of the executions ever ran.
 pub(super) fn compact(db: &Db) -> Result<(), StoreError> {
-    db.run("DELETE FROM workflows WHERE id NOT IN (SELECT workflow FROM executions)", [])?;
+    workflow::remove_unneeded(db)?;
     let keys = db.all(
         "SELECT key FROM executions ORDER BY key",
         [],

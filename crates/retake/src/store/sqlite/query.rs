@@ -5,7 +5,7 @@ use super::chain;
 use super::db::{self, Db};
 use super::row::{self, CheckpointRow, ExecutionRow, checkpoint_columns, execution_columns};
 use crate::checkpoint::CheckpointId;
-use crate::execution::{ExecutionId, WorkflowId};
+use crate::execution::ExecutionId;
 use crate::store::{
     CheckpointRecord, ExecutionFilter, ExecutionRecord, HistoryPage, Image, OperationRecord, Seq, StoreError,
 };
@@ -80,18 +80,6 @@ fn ids(address: &str) -> Option<([u8; 16], [u8; 16])> {
 
 fn limit(most: Option<usize>) -> i64 {
     most.and_then(|most| i64::try_from(most).ok()).unwrap_or(-1)
-}
-
-pub(super) fn workflow(db: &Db, id: WorkflowId) -> Result<Option<Vec<u8>>, StoreError> {
-    db.first(
-        "SELECT id, definition, checksum FROM workflows WHERE id = ?1",
-        [id.as_bytes()],
-        |row| format!("workflow {}", db::shown(row, 0)),
-        |row| {
-            db::verify("workflows", row, 2)?;
-            Ok(db::blob(row, 1)?.to_vec())
-        },
-    )
 }
 
 pub(super) fn history(

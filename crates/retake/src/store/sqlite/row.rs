@@ -21,7 +21,7 @@ pub(super) use execution_columns;
 macro_rules! checkpoint_columns {
     () => {
         "execution, seq, id, parent, delta, created_at, cause, label, state, completed_nodes, size_bytes, \
-         compressed, nodes, checksum"
+         compressed, nodes, workflow, checksum"
     };
 }
 pub(super) use checkpoint_columns;
@@ -136,7 +136,17 @@ impl ExecutionRow {
         )
     }
 
-    /// Writes what can change.
+    /// Writes what can change, and which workflow it runs.
+    pub(super) fn update_with_workflow(&self, db: &Db) -> Result<(), StoreError> {
+        self.put(
+            db,
+            "UPDATE executions SET workflow = ?4, workflow_name = ?5, state = ?6, state_name = ?7, head = ?8, \
+             updated_at = ?10, fence = ?13, owner = ?14, owner_id = ?15, lease_until = ?16, weight = ?17, \
+             floor = ?18, slack = ?19, slack_max = ?20, checksum = ?21 WHERE key = ?1",
+        )
+    }
+
+    /// Writes what can change but the workflow.
     pub(super) fn update(&self, db: &Db) -> Result<(), StoreError> {
         self.put(
             db,
@@ -206,14 +216,14 @@ impl CheckpointRow {
     }
 
     pub(super) fn read(execution: &ExecutionRecord, row: &Row<'_>) -> Result<Self, Damage> {
-        db::verify("checkpoints", row, 13)?;
+        db::verify("checkpoints", row, 14)?;
         let parent = match db::optional_integer(row, 3)? {
             Some(_) => Some(db::count(row, 3)?),
             None => None,
         };
         let record = CheckpointRecord {
             execution_id: execution.id,
-            workflow_id: execution.workflow_id,
+            workflow_id: db::id(row, 13)?,
             seq: db::count(row, 1)?,
             id: db::id(row, 2)?,
             parent,
@@ -249,13 +259,14 @@ impl CheckpointRow {
             ValueRef::Integer(db::stored("the size", record.size_bytes)?),
             ValueRef::Integer(i64::from(record.compressed)),
             ValueRef::from(nodes.as_str()),
+            ValueRef::Blob(record.workflow_id.as_bytes()),
         ];
         db.put(
             "checkpoints",
             concat!(
                 "INSERT INTO checkpoints (",
                 checkpoint_columns!(),
-                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
+                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
             ),
             &values,
         )

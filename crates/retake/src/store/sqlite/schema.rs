@@ -63,13 +63,20 @@ CREATE TABLE executions (
     checksum      BLOB NOT NULL
 );
 CREATE INDEX executions_by_creation ON executions (created_at, id);
-CREATE INDEX executions_by_workflow ON executions (workflow);
 
 CREATE TABLE workflows (
     id            BLOB PRIMARY KEY,
     definition    BLOB NOT NULL,
     checksum      BLOB NOT NULL
 ) WITHOUT ROWID;
+
+CREATE TABLE execution_workflows (
+    execution     INTEGER NOT NULL REFERENCES executions,
+    workflow      BLOB NOT NULL REFERENCES workflows,
+    checksum      BLOB NOT NULL,
+    PRIMARY KEY (execution, workflow)
+) WITHOUT ROWID;
+CREATE INDEX execution_workflows_by_workflow ON execution_workflows (workflow);
 
 CREATE TABLE deltas (
     key           INTEGER PRIMARY KEY,
@@ -87,7 +94,7 @@ CREATE TABLE keyframes (
 );
 
 CREATE TABLE checkpoints (
-    execution       INTEGER NOT NULL REFERENCES executions,
+    execution       INTEGER NOT NULL,
     seq             INTEGER NOT NULL,
     id              BLOB NOT NULL UNIQUE,
     parent          INTEGER,
@@ -100,8 +107,10 @@ CREATE TABLE checkpoints (
     size_bytes      INTEGER NOT NULL,
     compressed      INTEGER NOT NULL,
     nodes           TEXT NOT NULL,
+    workflow        BLOB NOT NULL,
     checksum        BLOB NOT NULL,
-    PRIMARY KEY (execution, seq)
+    PRIMARY KEY (execution, seq),
+    FOREIGN KEY (execution, workflow) REFERENCES execution_workflows
 ) WITHOUT ROWID;
 CREATE INDEX checkpoints_by_delta ON checkpoints (delta);
 CREATE INDEX checkpoints_by_label ON checkpoints (execution, label) WHERE label IS NOT NULL;
