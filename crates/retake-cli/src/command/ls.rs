@@ -25,7 +25,7 @@ pub(crate) struct Ls {
 
 impl Ls {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let filter = ExecutionFilter { state: self.status, address: None, limit: self.limit };
+        let filter = ExecutionFilter { state: self.status, limit: self.limit, ..ExecutionFilter::default() };
         let runs = app.store()?.executions(&filter).await?;
         if app.output.json {
             app.output.document(&runs.iter().map(document).collect::<Vec<_>>());

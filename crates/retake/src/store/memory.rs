@@ -477,7 +477,8 @@ fn passes(filter: &ExecutionFilter, record: &ExecutionRecord) -> bool {
             || record.id.hyphenated().to_string().starts_with(address)
             || record.id.simple().to_string().starts_with(address)
     });
-    state && address
+    let origin = filter.origin.is_none_or(|id| record.origin.is_some_and(|origin| origin.execution_id == id));
+    state && address && origin
 }
 
 /// Returns the bytes of keys and values that changed, which is what the point adds to memory.

@@ -308,6 +308,8 @@ pub struct ExecutionFilter {
     pub state: Option<String>,
     /// Only the one with this name, or those whose id, written with or without hyphens, begins so.
     pub address: Option<String>,
+    /// Only forks of this one, which itself may be gone.
+    pub origin: Option<ExecutionId>,
     /// At most so many; `None` for all.
     pub limit: Option<usize>,
 }

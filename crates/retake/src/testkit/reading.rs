@@ -6,11 +6,12 @@ use super::cases;
 use super::trial::{Trial, head, history, seqs, set, step};
 use crate::clock::Clock;
 use crate::execution::{ExecutionId, ExecutionState};
-use crate::store::{ExecutionFilter, HistoryPage, Seq, Store};
+use crate::store::{Delta, ExecutionFilter, HistoryPage, Origin, Seq, Store};
 
 cases![
     executions_are_listed_newest_first,
     executions_are_found_by_state_name_and_id,
+    forks_are_found_by_their_origin,
     a_history_is_read_in_pages,
     order_is_that_of_commits_though_the_clock_steps_back,
     a_thousand_points_can_be_paged_through_and_read,
@@ -69,6 +70,46 @@ async fn executions_are_found_by_state_name_and_id(trial: Trial) {
     }
     let failed_two = ExecutionFilter { address: Some(simple), ..by_state("failed") };
     assert!(list(&*store, failed_two).await.is_empty());
+}
+
+async fn forks_are_found_by_their_origin(trial: Trial) {
+    let (one, two) = (trial.begin("one").await, trial.begin("two").await);
+    trial.advance(one, 3).await;
+    let fork = async |name: &str, execution_id, seq| {
+        let mut new = trial.execution(name);
+        new.origin = Some(Origin { execution_id, seq });
+        let id = new.id;
+        trial.store().await.create(new, trial.checkpoint(Delta::default())).await.expect("forked");
+        id
+    };
+    let early = fork("early", one, 1).await;
+    trial.clock.advance(Duration::from_secs(1));
+    let late = fork("late", one, 3).await;
+    let of_two = fork("of two", two, 1).await;
+    let of_early = fork("of early", early, 1).await;
+    let mut done = trial.on(late, 1, Delta::default());
+    done.checkpoint.state = ExecutionState::Completed;
+    trial.store().await.commit(done).await.expect("committed");
+
+    let store = trial.store().await;
+    let of = |origin| ExecutionFilter { origin: Some(origin), ..ExecutionFilter::default() };
+    assert_eq!(list(&*store, of(one)).await, [late, early]);
+    assert_eq!(list(&*store, of(two)).await, [of_two]);
+    assert_eq!(list(&*store, of(early)).await, [of_early]);
+    assert!(list(&*store, of(late)).await.is_empty());
+    assert!(list(&*store, of(trial.clock.new_id())).await.is_empty());
+    assert_eq!(list(&*store, ExecutionFilter { limit: Some(1), ..of(one) }).await, [late]);
+    let completed = ExecutionFilter { state: Some("completed".to_owned()), ..of(one) };
+    assert_eq!(list(&*store, completed).await, [late]);
+    for (address, found) in
+        [("late", vec![late]), ("early", vec![early]), ("of two", vec![]), ("one", vec![])]
+    {
+        let named = ExecutionFilter { address: Some(address.to_owned()), ..of(one) };
+        assert_eq!(list(&*store, named).await, found, "{address}");
+    }
+    store.delete(one).await.expect("deleted");
+    store.delete(late).await.expect("deleted");
+    assert_eq!(list(&*trial.store().await, of(one)).await, [early], "though their origin has gone");
 }
 
 async fn a_history_is_read_in_pages(trial: Trial) {

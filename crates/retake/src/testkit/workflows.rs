@@ -173,7 +173,7 @@ async fn a_definition_stays_as_long_as_an_execution_that_ever_ran_it(trial: Tria
 async fn a_fork_runs_its_own_workflow_in_whatever_order_executions_go(trial: Trial) {
     // What each one ever ran: the origin, a fork of its older point, one of its head, and one under another definition.
     let ran: [&[WorkflowId]; 4] = [&[WORKFLOW, EDITED], &[WORKFLOW], &[EDITED], &[FORKED]];
-    for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2], [2, 3, 0, 1], [0, 3, 1, 2]] {
+    for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]] {
         let id = edited(&trial, "origin").await;
         let mut ids = vec![id];
         let forks: [(Seq, WorkflowId); 3] = [(2, WORKFLOW), (5, EDITED), (2, FORKED)];

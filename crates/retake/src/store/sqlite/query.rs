@@ -13,6 +13,18 @@ use crate::store::{
 /// Where the hyphens of a UUID stand.
 const HYPHENS: [usize; 4] = [8, 13, 18, 23];
 
+/// Selects the forks of an execution, newest first. Costs those, not all executions.
+macro_rules! forks {
+    () => {
+        concat!(
+            "SELECT ",
+            execution_columns!(),
+            " FROM executions WHERE origin_id = ?3 AND (?1 IS NULL OR state_name = ?1) \
+             ORDER BY created_at DESC, id DESC LIMIT ?2"
+        )
+    };
+}
+
 fn seen(shared: &Shared, execution: ExecutionRow) -> ExecutionRecord {
     let leased_by = shared.holder(&execution).map(|holder| holder.name.clone());
     ExecutionRecord { leased_by, ..execution.record }
@@ -33,8 +45,12 @@ pub(super) fn executions(
 ) -> Result<Vec<ExecutionRecord>, StoreError> {
     let state = filter.state.as_deref();
     let limit = limit(filter.limit);
-    let rows = match &filter.address {
-        None => db.all(
+    let origin = filter.origin.as_ref().map(|id| id.as_bytes());
+    let rows = match (&filter.address, origin) {
+        (None, Some(origin)) => {
+            db.all(forks!(), (state, limit, origin), ExecutionRow::name, ExecutionRow::read)
+        }
+        (None, None) => db.all(
             concat!(
                 "SELECT ",
                 execution_columns!(),
@@ -44,16 +60,16 @@ pub(super) fn executions(
             ExecutionRow::name,
             ExecutionRow::read,
         ),
-        Some(address) => {
+        (Some(address), _) => {
             let (least, most) = ids(address).unzip();
             db.all(
                 concat!(
                     "SELECT ",
                     execution_columns!(),
                     " FROM executions WHERE (name = ?3 OR id BETWEEN ?4 AND ?5) AND (?1 IS NULL OR state_name = ?1) \
-                     ORDER BY created_at DESC, id DESC LIMIT ?2"
+                     AND (?6 IS NULL OR origin_id = ?6) ORDER BY created_at DESC, id DESC LIMIT ?2"
                 ),
-                (state, limit, address, least, most),
+                (state, limit, address, least, most, origin),
                 ExecutionRow::name,
                 ExecutionRow::read,
             )
@@ -134,7 +150,22 @@ pub(super) fn operations(db: &Db, id: ExecutionId) -> Result<Vec<OperationRecord
 
 #[cfg(test)]
 mod tests {
+    use super::super::schema;
     use super::*;
+
+    #[test]
+    fn forks_are_found_in_order_without_a_look_at_other_executions() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("retake.db").into();
+        let db = schema::prepare(&path, schema::Missing::Create).unwrap();
+        let plan = db.all(
+            concat!("EXPLAIN QUERY PLAN ", forks!()),
+            (None::<&str>, -1, [7_u8; 16]),
+            |_| "a step of the plan".to_owned(),
+            |row| db::text(row, 3),
+        );
+        assert_eq!(plan.unwrap(), ["SEARCH executions USING INDEX executions_by_origin (origin_id=?)"]);
+    }
 
     #[test]
     fn the_beginning_of_an_id_is_a_range_of_ids_with_hyphens_or_without() {

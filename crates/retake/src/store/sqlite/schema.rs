@@ -63,6 +63,7 @@ CREATE TABLE executions (
     checksum      BLOB NOT NULL
 );
 CREATE INDEX executions_by_creation ON executions (created_at, id);
+CREATE INDEX executions_by_origin ON executions (origin_id, created_at, id) WHERE origin_id IS NOT NULL;
 
 CREATE TABLE workflows (
     id            BLOB PRIMARY KEY,
