@@ -87,6 +87,7 @@ fn finished(outcome: &Outcome) -> serde_json::Value {
         "head": outcome.head,
         "nodes_run": outcome.nodes_run,
         "nodes_reused": outcome.nodes_reused,
+        "nodes_spared": outcome.nodes_spared,
         "cost_usd": outcome.cost_usd,
         "waiting": outcome.waiting,
         "failures": failures,
@@ -102,6 +103,9 @@ fn summary(outcome: &Outcome) -> String {
         outcome.nodes_run,
         outcome.nodes_reused
     );
+    if outcome.nodes_spared > 0 {
+        line.push_str(&format!(", {} spared", outcome.nodes_spared));
+    }
     if let Some(cost) = &outcome.cost_usd {
         line.push_str(&format!(", ${cost}"));
     }

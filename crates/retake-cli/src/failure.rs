@@ -189,9 +189,7 @@ impl From<EngineError> for Failure {
             }
             EngineError::Irreversible { .. } => Self::of(Code::Irreversible, &error)
                 .hint("`--skip-effects` keeps their results, `--again` lets them happen once more"),
-            EngineError::NoNode { .. }
-            | EngineError::NothingThere { .. }
-            | EngineError::Unrestorable { .. } => Self::of(Code::NotFound, &error),
+            EngineError::NoNode { .. } | EngineError::NothingThere { .. } => Self::of(Code::NotFound, &error),
             EngineError::NotWaiting { .. } | EngineError::NothingTo { .. } | EngineError::Ended { .. } => {
                 Self::of(Code::Conflict, &error)
             }

@@ -172,6 +172,11 @@ impl Lines {
                 self.held.push((node, line));
                 self.patience.get_or_insert_with(|| Box::pin(sleep(CHECKPOINT_WAIT)));
             }
+            Event::NodeSpared { node } => {
+                let line = format!("  {node}: {}", "spared, it would see what it saw".dimmed());
+                self.held.push((node, line));
+                self.patience.get_or_insert_with(|| Box::pin(sleep(CHECKPOINT_WAIT)));
+            }
             Event::Waiting { node, message } => {
                 self.print(&format!("  {node}: {} {}", "waits for approval:".yellow(), brief(&message)));
             }

@@ -275,7 +275,10 @@ fn a_dry_run_gives_the_plan_and_changes_nothing() {
     let plan = place.json(&["rollback", "otter@2", "--set", "tone=warm", "--dry-run"]);
     assert_eq!(plan["target"], 2);
     assert_eq!(plan["keep"], json!(["plan"]));
-    assert_eq!(plan["rerun"][0], json!({"node": "draft", "because": "its result is newer than @2"}));
+    assert_eq!(
+        plan["rerun"][0],
+        json!({"node": "draft", "because": "it depends on `plan`, and its result is newer than @2"})
+    );
     assert_eq!(plan["irreversible"], json!(["send"]));
     assert_eq!(plan["variables"]["tone"], json!({"from": "dry", "to": "warm"}));
     assert_eq!(plan["variables"]["text"], json!({"from": "otters, dry", "to": null}));
@@ -283,7 +286,10 @@ fn a_dry_run_gives_the_plan_and_changes_nothing() {
         assert_eq!(plan[key], Value::Null);
     }
     let text = place.text(&["rollback", "otter@2", "--dry-run"]);
-    assert!(text.contains("  = keeps plan\n  ~ draft runs again: its result is newer than @2\n"), "{text}");
+    let draft = "draft runs again: it depends on `plan`, and its result is newer than @2";
+    assert!(text.contains(&format!("  = keeps plan\n  ~ {draft}\n")), "{text}");
+    let linear = place.text(&["rollback", "otter@2", "--linear", "--dry-run"]);
+    assert!(linear.contains("  ~ draft runs again: its result is newer than @2\n"), "{linear}");
     assert!(text.contains("  ! send cannot be undone\n"), "{text}");
     assert!(text.contains("  - text = \"otters, dry\"\n"), "{text}");
     assert_eq!(place.text(&["--json", "log", "otter"]), before);

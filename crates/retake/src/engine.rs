@@ -11,11 +11,11 @@ mod control;
 mod decision;
 mod error;
 mod event;
+mod going_back;
 mod handler;
 mod held;
 #[cfg(feature = "nodes")]
 pub mod kinds;
-mod money;
 mod operation;
 mod plan;
 mod planner;
@@ -32,15 +32,15 @@ pub use control::{Control, Outcome};
 pub use decision::Decision;
 pub use error::EngineError;
 pub use event::Event;
+pub use going_back::{Fork, Forked};
 pub use handler::{Handler, NodeError, Registry};
-pub use money::usd;
-pub use plan::{Effects, Extent, Plan, Rerun, Rollback, VariableChange};
+pub use plan::{Edit, Effects, Extent, Plan, Redefine, Rerun, Rollback, VariableChange};
 pub use run::Run;
 pub use secret::{EnvironmentSecrets, FileSecrets, Secrets};
 
 use crate::clock::{Clock, SystemClock};
 use crate::execution::{
-    ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult, Subject,
+    ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult, Subject, WorkflowId,
 };
 use crate::store::{
     Cause, Commit, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, NewOperation, Seq, Store,
@@ -152,12 +152,13 @@ impl Engine {
         let mut ctx = ExecutionContext::with_id(self.clock.new_id(), workflow.id(), self.clock.now());
         ctx.inputs = workflow.definition().inputs_from(start.inputs)?.into_iter().collect();
         let masks = Arc::new(Masks::default());
-        let name = match start.name {
-            Some(name) => {
-                self.create(&workflow, &mut ctx, &name, &masks).await?;
-                name
+        let id = ctx.execution_id;
+        let mut names = Names::new(start.name, id);
+        let name = loop {
+            let name = names.draw();
+            if names.takes(self.create(&workflow, &mut ctx, &name, &masks).await)? {
+                break name;
             }
-            None => self.create_with_drawn_name(&workflow, &mut ctx, &masks).await?,
         };
         let held = Held::take(&self.store, ctx.execution_id).await?;
         let name = name.into();
@@ -210,6 +211,10 @@ impl Engine {
                 ctx.state = ExecutionState::Running;
                 ctx.completed_at = None;
                 forget_failures(&workflow, &mut ctx);
+                // A start from zero would have paid for what is there once more.
+                for result in ctx.node_results.values() {
+                    ctx.ledger.spend.reused.add(result.metrics.as_ref());
+                }
                 let mut checkpoint = self.checkpoint_of(&saved, &ctx, Cause::Resume, resume.operation)?;
                 // What was asked before was asked of a run that is over.
                 checkpoint.answers =
@@ -229,30 +234,43 @@ impl Engine {
     /// [`EngineError::NoDefinition`] where the execution was not started by an engine, and what is wrong with a
     /// definition that cannot be read.
     pub async fn workflow_of(&self, record: &ExecutionRecord) -> Result<Workflow, EngineError> {
-        let stored = self.store.workflow(record.workflow_id).await?.unwrap_or_default();
+        self.workflow_with_id(record.workflow_id, &record.name).await
+    }
+
+    /// Returns a workflow that an execution runs, or ran at an earlier point.
+    ///
+    /// # Errors
+    /// As [`workflow_of`](Self::workflow_of).
+    async fn workflow_with_id(&self, id: WorkflowId, execution: &str) -> Result<Workflow, EngineError> {
+        let stored = self.store.workflow(id).await?.unwrap_or_default();
         if stored.is_empty() {
-            return Err(EngineError::NoDefinition { name: record.name.clone() });
+            return Err(EngineError::NoDefinition { name: execution.to_owned() });
         }
         Ok(Workflow::from_definition(Definition::from_json(&stored)?)?)
     }
 
-    async fn create_with_drawn_name(
+    /// Returns the first values of the variables that are wanted, and what may be said of them: what is secret is
+    /// masked.
+    fn first_values(
         &self,
         workflow: &Workflow,
-        ctx: &mut ExecutionContext,
+        ctx: &ExecutionContext,
+        execution: &str,
         masks: &Arc<Masks>,
-    ) -> Result<String, EngineError> {
-        for _ in 0..NAME_DRAWS_MAX {
-            let Some(name) = petname::petname(2, "-") else { break };
-            match self.create(workflow, ctx, &name, masks).await {
-                Err(EngineError::Store(StoreError::Conflict(Conflict::NameTaken(_)))) => {}
-                Err(error) => return Err(error),
-                Ok(()) => return Ok(name),
-            }
-        }
-        let name = ctx.execution_id.to_string();
-        self.create(workflow, ctx, &name, masks).await?;
-        Ok(name)
+        wanted: impl Fn(&str, &Value) -> bool,
+    ) -> Result<BTreeMap<String, Value>, EngineError> {
+        let scope: Arc<dyn Scope> = Arc::new(Opening {
+            ctx: ctx.clone(),
+            name: execution.to_owned(),
+            secrets: Arc::clone(&self.secrets),
+            masks: Arc::clone(masks),
+        });
+        let vars = workflow.definition().vars.iter().filter(|(name, value)| wanted(name, value));
+        vars.map(|(name, value)| match evaluate_json(value, &scope) {
+            Ok(value) => Ok((name.clone(), masks.value(value))),
+            Err(source) => Err(EngineError::Variable { name: name.clone(), source }),
+        })
+        .collect()
     }
 
     async fn create(
@@ -263,16 +281,8 @@ impl Engine {
         masks: &Arc<Masks>,
     ) -> Result<(), EngineError> {
         let definition = workflow.definition();
-        let scope: Arc<dyn Scope> = Arc::new(Opening {
-            ctx: ctx.clone(),
-            name: name.to_owned(),
-            secrets: Arc::clone(&self.secrets),
-            masks: Arc::clone(masks),
-        });
-        for (variable, value) in &definition.vars {
-            let value = evaluate_json(value, &scope)
-                .map_err(|source| EngineError::Variable { name: variable.clone(), source })?;
-            ctx.set_variable(variable.clone(), masks.value(value));
+        for (variable, value) in self.first_values(workflow, ctx, name, masks, |_, _| true)? {
+            ctx.set_variable(variable, value);
         }
         let new = NewExecution {
             id: ctx.execution_id,
@@ -324,6 +334,41 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+/// Names for a new execution: the one that is given, or some that are drawn, and its id in the end.
+struct Names {
+    given: Option<String>,
+    id: ExecutionId,
+    drawn: usize,
+}
+
+impl Names {
+    fn new(given: Option<String>, id: ExecutionId) -> Self {
+        Self { given, id, drawn: 0 }
+    }
+
+    /// Returns a name to try.
+    fn draw(&mut self) -> String {
+        if let Some(given) = &self.given {
+            return given.clone();
+        }
+        self.drawn += 1;
+        let drawn = (self.drawn <= NAME_DRAWS_MAX).then(|| petname::petname(2, "-")).flatten();
+        drawn.unwrap_or_else(|| self.id.to_string())
+    }
+
+    /// Tells whether a name was good, and not taken where there are more to try.
+    fn takes(&self, created: Result<(), EngineError>) -> Result<bool, EngineError> {
+        match created {
+            Err(EngineError::Store(StoreError::Conflict(Conflict::NameTaken(_))))
+                if self.given.is_none() && self.drawn <= NAME_DRAWS_MAX =>
+            {
+                Ok(false)
+            }
+            created => created.map(|()| true),
+        }
     }
 }
 

@@ -4,15 +4,21 @@
 //! checkpoint of its maps, is a pointer copy whatever the size.
 
 mod context;
+mod cost;
 mod exact;
+mod ledger;
 mod map;
 mod result;
 mod variable;
 
 pub use context::{ExecutionCheckpoint, ExecutionContext, ExecutionState, WrongWorkflow};
+pub use cost::{Cost, Spend, usd};
 pub use exact::{ExactError, parse_exact};
+pub use ledger::{Base, Ledger, Spare};
 pub use map::{Cell, Change, Map, NodeResults, Shared, Variables};
-pub use result::{ExecutionResult, NodeExecutionResult, NodeMetrics, Read, Subject, TokenUsage};
+pub use result::{
+    ExecutionResult, NodeExecutionResult, NodeMetrics, Read, Subject, TokenUsage, Write, WriteOp,
+};
 pub use variable::{Addition, AppendError, Variable};
 
 /// Names one running of one workflow.
@@ -39,4 +45,11 @@ const NODES: uuid::Uuid = uuid::uuid!("6b1f4c1e-3f0a-4b52-9d2b-5e0c7a4f8d21");
 /// ```
 pub fn node_id(name: &str) -> NodeId {
     uuid::Uuid::new_v5(&NODES, name.as_bytes())
+}
+
+/// Reads a value that is there, so that an explicit null is a value and not an absence.
+pub(crate) fn present<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<serde_json::Value>, D::Error> {
+    <serde_json::Value as serde::Deserialize>::deserialize(deserializer).map(Some)
 }

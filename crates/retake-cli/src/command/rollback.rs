@@ -27,6 +27,10 @@ pub(crate) struct Rollback {
     #[arg(value_name = "RUN@POINT")]
     address: String,
 
+    /// Everything that came after the point goes, other branches too
+    #[arg(long, conflicts_with_all = ["vars", "nodes"])]
+    linear: bool,
+
     /// Only these variables go back; all else stays
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     vars: Vec<String>,
@@ -82,7 +86,10 @@ impl Rollback {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let request = self.request()?;
         let address: Address = self.address.parse()?;
-        if address.point == Point::Head && request.extent == Extent::Whole && request.set.is_empty() {
+        if address.point == Point::Head
+            && matches!(request.extent, Extent::Affected | Extent::Linear)
+            && request.set.is_empty()
+        {
             return Err(Failure::new(
                 Code::Usage,
                 format!("`{}` names no point to go back to", self.address),
@@ -111,11 +118,14 @@ impl Rollback {
             }
         }
         let extent = match (self.vars.is_empty(), self.nodes.is_empty()) {
-            (true, true) => Extent::Whole,
+            (true, true) if self.linear => Extent::Linear,
+            (true, true) => Extent::Affected,
             _ => Extent::Only { variables: self.vars.clone(), nodes: self.nodes.clone() },
         };
         let effects = self.effects.choice();
-        Ok(Request { extent, set, effects })
+        let address: Address = self.address.parse()?;
+        let node = if let Point::AfterNode(node) = address.point { Some(node) } else { None };
+        Ok(Request { extent, node, set, effects })
     }
 
     async fn apply(
@@ -137,7 +147,7 @@ impl Rollback {
             return Ok(ExitCode::SUCCESS);
         }
         let mut document = json!(plan);
-        let head: Seq = engine.rollback(id, plan, effects, app.operation()).await?;
+        let head: Seq = engine.apply(plan, app.operation()).await?;
         let status = engine.store().require(id).await?.state.name();
         if app.output.json {
             let after =

@@ -8,11 +8,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::FutureExt;
 use serde_json::{Map, Value};
 
-use super::context::{NodeContext, Notes, Task, Write};
+use super::context::{NodeContext, Notes, Task};
 use super::event::Event;
 use super::{Handler, NodeError};
 use crate::clock::Clock;
-use crate::execution::{ExecutionResult, NodeExecutionResult};
+use crate::execution::{ExecutionResult, NodeExecutionResult, Write, WriteOp};
 use crate::store::check_value;
 use crate::workflow::{NodeKind, Retry, Template, Wait, Workflow, parse_duration};
 
@@ -21,7 +21,6 @@ use crate::workflow::{NodeKind, Retry, Template, Wait, Workflow, parse_duration}
 pub(super) struct Ended {
     pub(super) node: usize,
     pub(super) result: NodeExecutionResult,
-    pub(super) writes: Vec<Write>,
     /// How long it ran, by a clock that never steps back.
     pub(super) ran: Duration,
 }
@@ -77,6 +76,8 @@ pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Ended {
     let ran = clock.elapsed().saturating_sub(began);
     let (outcome, writes) = settle(&task, outcome, notes.writes);
     let mut result = NodeExecutionResult::started(started_at).with_metrics(notes.metrics);
+    result.writes = writes;
+    result.began = task.state.ledger.turn;
     result.reads = notes.reads;
     result.retry_count = attempt - 1;
     result.idempotency_key = Some(task.idempotency_key.clone());
@@ -84,7 +85,7 @@ pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Ended {
     if let Some(metrics) = &mut result.metrics {
         metrics.duration_ms = Some(u64::try_from(ran.as_millis()).unwrap_or(u64::MAX));
     }
-    Ended { node: task.node, result, writes, ran }
+    Ended { node: task.node, result, ran }
 }
 
 /// Masks what the node gave, and makes sure that it can be stored.
@@ -102,24 +103,35 @@ fn settle(
     if let Err(error) = check_value(&format!("nodes.{name}.output"), &output) {
         return failed(error.to_string());
     }
-    let mut writes: Vec<Write> = writes
-        .into_iter()
-        .map(|write| match write {
-            Write::Set(name, value) => Write::Set(name, task.masks.value(value)),
-            Write::Append(name, value) => Write::Append(name, task.masks.value(value)),
-            Write::Remove(name) => Write::Remove(name),
-        })
-        .collect();
-    for write in &writes {
-        let (Write::Set(variable, value) | Write::Append(variable, value)) = write else { continue };
+    let mut writes: Vec<Write> = writes.into_iter().map(|write| masked(task, write, &output)).collect();
+    for Write { variable, op } in &writes {
+        let (WriteOp::Set(value) | WriteOp::Append(value)) = op else { continue };
         if let Err(error) = check_value(&format!("vars.{variable}"), value) {
             return failed(error.to_string());
         }
     }
-    if let Some(variable) = &task.workflow.node(task.node).into {
-        writes.push(Write::Set(variable.clone(), output.clone()));
-    }
+    writes.extend(task.workflow.node(task.node).into.clone().map(into));
     (ExecutionResult::Success(output), writes)
+}
+
+/// Returns the write by which a node's output becomes a variable.
+pub(super) fn into(variable: String) -> Write {
+    Write { variable, op: WriteOp::Output }
+}
+
+/// Masks what a node wrote. What is in its output already is not kept a second time.
+fn masked(task: &Task, write: Write, output: &Value) -> Write {
+    let Write { variable, op } = write;
+    let op = match op {
+        WriteOp::Set(value) => match task.masks.value(value) {
+            value if value == *output => WriteOp::Output,
+            value if output.get(&variable) == Some(&value) => WriteOp::Field(variable.clone()),
+            value => WriteOp::Set(value),
+        },
+        WriteOp::Append(value) => WriteOp::Append(task.masks.value(value)),
+        op @ (WriteOp::Output | WriteOp::Field(_) | WriteOp::Remove) => op,
+    };
+    Write { variable, op }
 }
 
 async fn once(

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use super::event::{Event, Events};
 use super::secret::{Masks, Secrets};
-use super::{NodeError, standing};
+use super::standing;
 use crate::execution::{
-    AppendError, ExecutionContext, ExecutionId, NodeMetrics, NodeResults, Read, Subject, TokenUsage, node_id,
+    AppendError, ExecutionContext, ExecutionId, NodeExecutionResult, NodeMetrics, Read, Subject, TokenUsage,
+    Write, WriteOp, node_id,
 };
 use crate::store::hash;
 use crate::workflow::{ExpressionError, Field, NodeKind, Root, Scope, Template, Workflow, evaluate_json};
@@ -54,22 +55,6 @@ pub(super) struct Notes {
     looked_at: BTreeSet<Subject>,
     pub(super) reads: Vec<Read>,
     pub(super) metrics: NodeMetrics,
-}
-
-/// One change of a variable that a node asked for.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Write {
-    Set(String, Value),
-    Append(String, Value),
-    Remove(String),
-}
-
-impl Write {
-    pub(super) fn variable(&self) -> &str {
-        match self {
-            Self::Set(name, _) | Self::Append(name, _) | Self::Remove(name) => name,
-        }
-    }
 }
 
 impl NodeContext {
@@ -153,7 +138,7 @@ impl NodeContext {
     pub fn set_variable(&self, name: &str, value: Value) {
         let mut notes = self.notes();
         notes.state(&self.shared.task).set_variable(name.to_owned(), value.clone());
-        notes.writes.push(Write::Set(name.to_owned(), value));
+        notes.write(name, WriteOp::Set(value));
     }
 
     /// Appends to a list or a text, once the node succeeds; what is not there becomes a list.
@@ -163,7 +148,7 @@ impl NodeContext {
     pub fn append(&self, name: &str, value: Value) -> Result<(), AppendError> {
         let mut notes = self.notes();
         notes.state(&self.shared.task).append(name, value.clone())?;
-        notes.writes.push(Write::Append(name.to_owned(), value));
+        notes.write(name, WriteOp::Append(value));
         Ok(())
     }
 
@@ -171,7 +156,7 @@ impl NodeContext {
     pub fn remove_variable(&self, name: &str) {
         let mut notes = self.notes();
         notes.state(&self.shared.task).variables.remove(name);
-        notes.writes.push(Write::Remove(name.to_owned()));
+        notes.write(name, WriteOp::Remove);
     }
 
     /// Returns the value of a text that may hold expressions.
@@ -275,8 +260,12 @@ impl Notes {
         }
     }
 
+    fn write(&mut self, variable: &str, op: WriteOp) {
+        self.writes.push(Write { variable: variable.to_owned(), op });
+    }
+
     fn wrote(&self, variable: &str) -> bool {
-        self.writes.iter().any(|write| write.variable() == variable)
+        self.writes.iter().any(|write| write.variable == variable)
     }
 }
 
@@ -306,7 +295,7 @@ impl Scope for Shared {
                 value.cloned()
             }
             Subject::Node(name) => {
-                let seen = seen_of_node(&state.node_results, name);
+                let seen = seen_of_node(state, name);
                 notes.record(subject, || Some(hash(&seen)));
                 let part = match field {
                     Field::Output => "output",
@@ -350,9 +339,13 @@ impl Scope for Shared {
 }
 
 /// Returns what an expression can see of a node: its status, output and error.
-fn seen_of_node(results: &NodeResults, name: &str) -> Value {
-    let result = results.get(&node_id(name)).map(|node| &node.result);
-    let (status, output, error) = standing(result);
+pub(super) fn seen_of_node(state: &ExecutionContext, name: &str) -> Value {
+    seen_of_result(state.get_node_result(&node_id(name)))
+}
+
+/// Returns what an expression can see of a node that gave this.
+pub(super) fn seen_of_result(result: Option<&NodeExecutionResult>) -> Value {
+    let (status, output, error) = standing(result.map(|record| &record.result));
     json!({"status": status, "output": output, "error": error})
 }
 
@@ -361,23 +354,7 @@ pub fn hash_now(state: &ExecutionContext, subject: &Subject) -> Option<String> {
     match subject {
         Subject::Input(name) => state.inputs.get(name).map(hash),
         Subject::Variable(name) => state.get_variable(name).map(hash),
-        Subject::Node(name) => Some(hash(&seen_of_node(&state.node_results, name))),
+        Subject::Node(name) => Some(hash(&seen_of_node(state, name))),
         Subject::Secret(_) => None,
     }
-}
-
-/// Applies what a node wrote. Nothing is applied where one write cannot be.
-pub(super) fn apply_writes(state: &mut ExecutionContext, writes: Vec<Write>) -> Result<(), NodeError> {
-    let mut written = state.clone();
-    for write in writes {
-        match write {
-            Write::Set(name, value) => written.set_variable(name, value),
-            Write::Append(name, value) => written.append(&name, value)?,
-            Write::Remove(name) => {
-                written.variables.remove(&name);
-            }
-        }
-    }
-    *state = written;
-    Ok(())
 }

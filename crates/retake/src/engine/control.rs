@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use crate::execution::{ExecutionId, ExecutionState};
+use crate::execution::{ExecutionId, ExecutionState, Spend};
 use crate::store::{NewOperation, Seq};
 
 /// Asks a run to stop. Cheap to copy and to send.
@@ -43,6 +43,10 @@ pub struct Outcome {
     pub nodes_run: usize,
     /// Nodes whose results were there already.
     pub nodes_reused: usize,
+    /// Nodes that were to run again, and whose earlier results stand because they would have seen what they saw then.
+    pub nodes_spared: usize,
+    /// What the execution has cost so far, and what was not paid again.
+    pub spend: Spend,
     /// US dollars spent this time, as a decimal; `None` where not known or where nothing was bought.
     pub cost_usd: Option<String>,
     /// Nodes that wait for somebody's approval.

@@ -17,14 +17,17 @@ pub struct Decision {
     pub with: Value,
 }
 
-/// Returns the record of an approval that somebody decided.
+/// Returns the record of an approval that somebody decided. `into` is the variable that its output also is.
 pub(super) fn decided(
-    record: NodeExecutionResult,
-    approved: bool,
-    with: Value,
+    mut record: NodeExecutionResult,
+    into: Option<&str>,
+    decision: Decision,
     at: DateTime<Utc>,
 ) -> NodeExecutionResult {
-    let result = match (approved, with) {
+    if decision.approved {
+        record.writes = into.map(|variable| super::attempt::into(variable.to_owned())).into_iter().collect();
+    }
+    let result = match (decision.approved, decision.with) {
         (true, Value::Null) => ExecutionResult::Success(json!({"approved": true})),
         (true, with) => ExecutionResult::Success(json!({"approved": true, "with": with})),
         (false, Value::Null) => ExecutionResult::Failure(REJECTED.to_owned()),

@@ -87,15 +87,29 @@ pub enum EngineError {
         target: Seq,
     },
 
-    /// A node would run again that had written a variable, and what the variable was before has been pruned.
+    /// What nodes appended to a variable does not fit what would be left of it.
     #[error(
-        "variable `{variable}` cannot be restored to what it was before the nodes that would run again: @{pruned} has been pruned"
+        "variable `{variable}` cannot be worked out anew: what was appended to it does not fit what is left"
     )]
-    Unrestorable {
+    Misfit {
         /// The variable.
         variable: String,
-        /// The point that would be needed.
-        pruned: Seq,
+    },
+
+    /// A node is to be marked as done that is done.
+    #[error("node `{node}` is done already")]
+    HasOutput {
+        /// The node.
+        node: String,
+    },
+
+    /// A node's output is to be replaced, and it has none.
+    #[error("node `{node}` has no output that could be replaced: it is {found}")]
+    HasNoOutput {
+        /// The node.
+        node: String,
+        /// How it stands.
+        found: &'static str,
     },
 
     /// The node does not wait for an approval.

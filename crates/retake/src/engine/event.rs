@@ -64,6 +64,11 @@ pub enum Event {
         /// Why it failed.
         error: Option<String>,
     },
+    /// A node that was to run again would have seen what it saw before: its earlier result stands.
+    NodeSpared {
+        /// The node.
+        node: String,
+    },
     /// A node waits for somebody's approval.
     Waiting {
         /// The node.

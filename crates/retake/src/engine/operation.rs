@@ -1,20 +1,19 @@
-//! What people do to executions: save, decide, pause, cancel, go back, take back.
+//! What people do to executions on their way: save, decide, pause, cancel.
 //!
 //! Each is one commit, recorded in the operation log. Where another process advances the execution, it is asked to do
-//! what can be done on the way; going back is refused.
+//! it.
 
 use std::time::Duration;
 
 use super::decision::{Decision, decided};
 use super::held::Held;
-use super::plan::{self, Affected, Effects, NewState, Plan, Point, Restored, Rollback};
 use super::{Engine, EngineError, standing};
 use crate::execution::{ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, node_id};
 use crate::store::{
-    Ask, Cause, Commit, Conflict, ExecutionRecord, HistoryPage, Key, NewCheckpoint, NewOperation,
-    OperationRecord, Request, Seq, StoreError, StoreExt, context, delta,
+    Ask, Cause, Commit, Conflict, ExecutionRecord, NewCheckpoint, NewOperation, Request, Seq, StoreError,
+    StoreExt, delta,
 };
-use crate::workflow::{NodeKind, OnError, Workflow};
+use crate::workflow::{NodeKind, OnError};
 
 /// How long an operation waits for the process that holds the lease.
 const ANSWER_WAIT: Duration = Duration::from_secs(20);
@@ -23,15 +22,15 @@ const ANSWER_WAIT: Duration = Duration::from_secs(20);
 const ANSWER_POLL: Duration = Duration::from_millis(50);
 
 /// An execution at rest: its lease is held, and its head was read.
-struct AtRest {
+pub(super) struct AtRest {
     held: Held,
-    record: ExecutionRecord,
-    ctx: ExecutionContext,
+    pub(super) record: ExecutionRecord,
+    pub(super) ctx: ExecutionContext,
 }
 
 impl AtRest {
     /// Gives the lease back, whatever was done with it.
-    async fn end<T>(mut self, done: Result<T, EngineError>) -> Result<T, EngineError> {
+    pub(super) async fn end<T>(mut self, done: Result<T, EngineError>) -> Result<T, EngineError> {
         self.held.release().await;
         done
     }
@@ -98,196 +97,7 @@ impl Engine {
         self.do_or_ask(id, Ask::Cancel, operation).await
     }
 
-    /// Works out what going back to a point would do. Changes nothing.
-    ///
-    /// # Errors
-    /// [`StoreError::NoPoint`], [`StoreError::Pruned`], [`EngineError::NothingThere`].
-    pub async fn plan_rollback(
-        &self,
-        id: ExecutionId,
-        target: Seq,
-        request: &Rollback,
-    ) -> Result<Plan, EngineError> {
-        let record = self.store.require(id).await?;
-        let workflow = self.workflow_of(&record).await?;
-        let head = self.point(id, record.head).await?;
-        let target = self.point(id, target).await?;
-        let ground = request.ground(&workflow, &head, &target)?;
-        let affected = plan::affected(&workflow, &ground, request);
-        let restored = self.restored(id, &workflow, &ground, &affected).await?;
-        Ok(plan::plan(&workflow, (&head, &target, ground), request, &affected, restored))
-    }
-
-    async fn point(&self, id: ExecutionId, seq: Seq) -> Result<Point, EngineError> {
-        let image = self.store.state(id, seq).await?;
-        let writers = image.entries().filter_map(|(key, entry)| match key {
-            Key::Variable(name) => Some((name.clone(), entry.writer?)),
-            Key::Header | Key::Input(_) | Key::Node(_) => None,
-        });
-        let writers = writers.collect();
-        Ok(Point { seq, ctx: context(id, &image)?, writers })
-    }
-
-    /// Finds what variables were before the nodes that run again wrote them: goes back along the time line to the first
-    /// point where another node had written them, or none.
-    ///
-    /// Costs a state for each point that it goes back; most plans need none.
-    async fn restored(
-        &self,
-        id: ExecutionId,
-        workflow: &Workflow,
-        ground: &Point,
-        affected: &Affected,
-    ) -> Result<Restored, EngineError> {
-        let mut restored = Restored::new();
-        let mut open = affected.variables.clone();
-        let mut at = Some(ground.seq);
-        while let (Some(seq), false) = (at, open.is_empty()) {
-            let point = self.point(id, seq).await?;
-            open.retain(|name| {
-                let writer = point.writers.get(name).copied();
-                let is_affected = writer.is_some_and(|writer| affected.concerns(workflow, &writer));
-                if !is_affected {
-                    let before = point.ctx.variables.cell(name).map(|cell| (cell.clone(), writer));
-                    restored.insert(name.clone(), before);
-                }
-                is_affected
-            });
-            let page = HistoryPage { before: Some(seq + 1), limit: Some(1) };
-            at = self.store.history(id, page).await?.first().and_then(|record| record.parent);
-            if let (Some(parent), Some(variable)) = (at, open.first()) {
-                let older = HistoryPage { before: Some(parent + 1), limit: Some(1) };
-                if self.store.history(id, older).await?.first().map(|record| record.seq) != Some(parent) {
-                    return Err(EngineError::Unrestorable { variable: variable.clone(), pruned: parent });
-                }
-            }
-        }
-        Ok(restored)
-    }
-
-    /// Makes the state of an older point the head, as planned. Appends one checkpoint and removes none. Returns it.
-    ///
-    /// # Errors
-    /// [`EngineError::Irreversible`] where effects outside would be forgotten and `effects` does not say what to do;
-    /// [`Conflict::HeadMoved`] where the head moved since the plan was made; [`Conflict::Leased`] while another process
-    /// advances the execution. Nothing has changed then.
-    pub async fn rollback(
-        &self,
-        id: ExecutionId,
-        plan: Plan,
-        effects: Effects,
-        operation: NewOperation,
-    ) -> Result<Seq, EngineError> {
-        if effects == Effects::Refuse && !plan.irreversible.is_empty() {
-            return Err(EngineError::Irreversible { nodes: plan.irreversible });
-        }
-        let rest = self.rest(id).await?;
-        let (expected, found) = (plan.head, rest.record.head);
-        let done = match expected == found {
-            true => {
-                let cause = Cause::Rollback { to: plan.target };
-                self.commit_state(&rest, plan.target, plan.after, cause, operation).await
-            }
-            false => Err(StoreError::from(Conflict::HeadMoved { execution: id, expected, found }).into()),
-        };
-        rest.end(done).await
-    }
-
-    /// Makes a state that goes back to `target` the head.
-    async fn commit_state(
-        &self,
-        rest: &AtRest,
-        target: Seq,
-        after: NewState,
-        cause: Cause,
-        operation: NewOperation,
-    ) -> Result<Seq, EngineError> {
-        let NewState { ctx, writers, is_whole } = after;
-        let parent = is_whole.then_some(target);
-        let before = match parent {
-            None => rest.ctx.clone(),
-            Some(parent) => self.store.context(rest.record.id, parent).await?,
-        };
-        let mut checkpoint = self.new_checkpoint(&ctx, cause);
-        checkpoint.delta = delta(Some(&before), &ctx, |name| writers.get(name).copied())?;
-        checkpoint.parent = parent;
-        checkpoint.operation = Some(operation);
-        self.commit(rest, checkpoint).await
-    }
-
-    /// Takes back the last operation that was not taken back yet: a rollback, a decision or a cancellation. Returns the
-    /// newest point, whose state is the one before that operation. What ran since stays in the history.
-    ///
-    /// # Errors
-    /// [`EngineError::NothingTo`]; [`EngineError::Irreversible`] as for a rollback; [`StoreError::Pruned`] where the
-    /// state before is gone.
-    pub async fn undo(
-        &self,
-        id: ExecutionId,
-        effects: Effects,
-        operation: NewOperation,
-    ) -> Result<Seq, EngineError> {
-        let log = self.store.operations(id).await?;
-        let rest = self.rest(id).await?;
-        let done = match Log::read(&log).done.pop() {
-            Some(last) => {
-                let cause = Cause::Undo { operation: last.number };
-                self.return_to(&rest, last.before, (cause, effects), operation).await
-            }
-            None => Err(nothing_to(&rest, "undo")),
-        };
-        rest.end(done).await
-    }
-
-    /// Does again what [`undo`](Self::undo) took back last. Returns the newest point, whose state is the one before
-    /// that undo.
-    ///
-    /// # Errors
-    /// As [`undo`](Self::undo). Once anything else was done after an undo, there is nothing to redo: it would be lost.
-    pub async fn redo(
-        &self,
-        id: ExecutionId,
-        effects: Effects,
-        operation: NewOperation,
-    ) -> Result<Seq, EngineError> {
-        let log = self.store.operations(id).await?;
-        let rest = self.rest(id).await?;
-        // What ran since the undo would be lost.
-        let is_untouched = log.first().is_some_and(|last| last.after == rest.record.head);
-        let done = match Log::read(&log).undone.pop().filter(|_| is_untouched) {
-            Some((undone, undo)) => {
-                let cause = Cause::Redo { operation: undone.number };
-                self.return_to(&rest, undo.before, (cause, effects), operation).await
-            }
-            None => Err(nothing_to(&rest, "redo")),
-        };
-        rest.end(done).await
-    }
-
-    async fn return_to(
-        &self,
-        rest: &AtRest,
-        seq: Seq,
-        (cause, effects): (Cause, Effects),
-        operation: NewOperation,
-    ) -> Result<Seq, EngineError> {
-        let id = rest.record.id;
-        let (head, then) = (self.point(id, rest.record.head).await?, self.point(id, seq).await?);
-        let workflow = self.workflow_of(&rest.record).await?;
-        let mut after = NewState { ctx: then.ctx, writers: then.writers, is_whole: true };
-        // Whoever ran then runs no more.
-        if after.ctx.state == ExecutionState::Running {
-            after.ctx.state = ExecutionState::Paused;
-        }
-        after.ctx.generation = rest.record.head + 1;
-        let irreversible = plan::settle_effects(&workflow, &head, &mut after, effects);
-        if effects == Effects::Refuse && !irreversible.is_empty() {
-            return Err(EngineError::Irreversible { nodes: irreversible });
-        }
-        self.commit_state(rest, seq, after, cause, operation).await
-    }
-
-    async fn rest(&self, id: ExecutionId) -> Result<AtRest, EngineError> {
+    pub(super) async fn rest(&self, id: ExecutionId) -> Result<AtRest, EngineError> {
         self.store.require(id).await?;
         let held = Held::take(&self.store, id).await?;
         let record = self.store.require(id).await?;
@@ -305,7 +115,7 @@ impl Engine {
         self.commit(rest, self.checkpoint_of(&rest.ctx, after, cause, Some(operation))?).await
     }
 
-    async fn commit(&self, rest: &AtRest, checkpoint: NewCheckpoint) -> Result<Seq, EngineError> {
+    pub(super) async fn commit(&self, rest: &AtRest, checkpoint: NewCheckpoint) -> Result<Seq, EngineError> {
         let commit = Commit {
             execution_id: rest.record.id,
             expected_head: rest.record.head,
@@ -404,19 +214,16 @@ impl Engine {
         let id = node_id(&node);
         let waiting = after.get_node_result(&id).cloned().unwrap_or_default();
         let Decision { approved, with } = decision;
-        let record = decided(waiting, approved, with, self.clock.now());
         let definition = workflow.definition().nodes.get(&node);
-        let into = definition.and_then(|definition| definition.into.clone());
-        if let (Some(variable), Some(output)) = (into, record.output()) {
-            after.set_variable(variable, output.clone());
-        }
+        let into = definition.and_then(|definition| definition.into.as_deref());
+        let record = decided(waiting, into, Decision { approved, with }, self.clock.now());
         if let (ExecutionResult::Failure(why), Some(OnError::Fail)) =
             (&record.result, definition.map(|definition| definition.on_error))
         {
             after.state = ExecutionState::Failed(format!("node `{node}` failed: {why}"));
             after.end(self.clock.now());
         }
-        after.record_node_result(id, record);
+        after.conclude(id, record).expect("an output takes the place of whatever a variable was");
         let mut checkpoint = self.new_checkpoint(&after, Cause::Approve { node: node.clone(), approved });
         checkpoint.delta = delta(Some(&rest.ctx), &after, |_| Some(id))?;
         checkpoint.operation = Some(operation);
@@ -444,56 +251,6 @@ impl Engine {
         };
         Err(EngineError::NotWaiting { name: name(), node: node.to_owned(), found })
     }
-}
-
-/// The operations that can be taken back, and those that were and can be done again.
-struct Log<'o> {
-    done: Vec<&'o OperationRecord>,
-    /// With the undo that took it back.
-    undone: Vec<(&'o OperationRecord, &'o OperationRecord)>,
-}
-
-impl<'o> Log<'o> {
-    /// Reads a log, which stands newest first.
-    fn read(log: &'o [OperationRecord]) -> Self {
-        let mut read = Self { done: Vec::new(), undone: Vec::new() };
-        for record in log.iter().rev() {
-            match &record.cause {
-                Cause::Undo { .. } => {
-                    if let Some(undone) = read.done.pop() {
-                        read.undone.push((undone, record));
-                    }
-                }
-                Cause::Redo { .. } => {
-                    if let Some((redone, _)) = read.undone.pop() {
-                        read.done.push(redone);
-                    }
-                }
-                Cause::Rollback { .. } | Cause::Edit | Cause::Approve { .. } | Cause::Cancel => {
-                    read.done.push(record);
-                    read.undone.clear();
-                }
-                // What ran from here on would be lost by a redo.
-                Cause::Resume => read.undone.clear(),
-                Cause::Start
-                | Cause::Nodes
-                | Cause::Interval
-                | Cause::Before { .. }
-                | Cause::LongNode { .. }
-                | Cause::Started { .. }
-                | Cause::Manual
-                | Cause::Save
-                | Cause::Pause
-                | Cause::Finish
-                | Cause::Fork { .. } => {}
-            }
-        }
-        read
-    }
-}
-
-fn nothing_to(rest: &AtRest, verb: &'static str) -> EngineError {
-    EngineError::NothingTo { name: rest.record.name.clone(), verb }
 }
 
 fn ended(rest: &AtRest) -> EngineError {

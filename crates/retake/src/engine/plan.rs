@@ -1,82 +1,64 @@
-//! What going back would do, worked out before anything changes. Pure: states and a request in, a plan out.
+//! What going back or changing something would do, worked out before anything changes. Pure: a workflow, states and a
+//! request in, a plan out. What a change concerns is in [`affected`], how variables are worked out anew in [`lineage`].
+
+mod affected;
+mod lineage;
+mod request;
+mod upstream;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde_json::Value;
 
+pub use request::{Edit, Effects, Extent, Redefine, Rollback};
+pub(super) use upstream::upstream;
+
+use self::affected::{Affected, Changes, Judge};
+use self::lineage::Lineage;
+use super::attempt;
 use super::planner::ending;
-use super::{EngineError, hash_now, money};
+use super::{EngineError, standing};
 use crate::execution::{
-    Cell, Change, ExecutionContext, ExecutionResult, ExecutionState, NodeExecutionResult, NodeId, Subject,
-    Variable, node_id,
+    Base, Cell, Change, Cost, ExecutionContext, ExecutionId, ExecutionResult, ExecutionState,
+    NodeExecutionResult, NodeId, Spare, Subject, Variable, Variables, Write, WriteOp, node_id,
 };
-use crate::store::Seq;
-use crate::workflow::{Effect, Workflow};
+use crate::store::{Cause, CheckpointRecord, Seq, check_value};
+use crate::workflow::{Effect, NodeKind, Workflow};
 
-/// How far to go back, and what to change on the way.
-#[derive(Debug, Clone, Default)]
-pub struct Rollback {
-    /// What goes back.
-    pub extent: Extent,
-    /// Variables to set then. Nodes that had read another value, and what depends on them, run again.
-    pub set: BTreeMap<String, Value>,
-    /// What to do about effects outside that would be forgotten.
-    pub effects: Effects,
-}
-
-/// What of the state goes back.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Extent {
-    /// All of it.
-    #[default]
-    Whole,
-    /// These variables and node results take the values that they had at the point, or go if they were not there.
-    /// Everything else stays, even what was made from them: the plan names it.
-    Only {
-        /// Names of variables.
-        variables: Vec<String>,
-        /// Names of nodes.
-        nodes: Vec<String>,
-    },
-}
-
-/// What to do about nodes whose effect outside cannot be undone.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Effects {
-    /// Do not go back.
-    #[default]
-    Refuse,
-    /// Let them run again, under a new idempotency key.
-    Again,
-    /// Keep their results, so that they do not run again.
-    Keep,
-}
-
-/// What a rollback would do.
+/// What a rollback, an edit, a fork or another workflow would do.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
-    /// The point.
+    /// The point that the new head comes of.
     pub target: Seq,
     /// The head that the plan was made for. Where it has moved, the plan is refused.
     pub head: Seq,
     /// Nodes whose results stay.
     pub keep: Vec<String>,
-    /// Nodes that had a result and will run again, in the order in which they can.
+    /// Nodes that had a result and will run again, in the order in which they can. One of them that turns out to see
+    /// what it saw is spared.
     pub rerun: Vec<Rerun>,
+    /// Nodes that have not run yet, and will.
+    pub pending: Vec<String>,
     /// Nodes with an effect outside, which cannot be undone, whose results would be forgotten.
     pub irreversible: Vec<String>,
     /// Nodes whose results stay although what they read changes: only where the extent was narrowed by hand.
     pub inconsistent: Vec<Rerun>,
+    /// Nodes that the workflow has no more, and whose results go.
+    pub removed: Vec<String>,
     /// Variables that change.
     pub variables: BTreeMap<String, VariableChange>,
     /// US dollars that the kept results cost, as a decimal; `None` where not known or where nothing was bought.
     pub cost_kept_usd: Option<String>,
     /// US dollars that the nodes to run again cost last time.
     pub cost_again_usd: Option<String>,
-    /// The state that the plan makes the head.
+    /// Money, tokens and time of the kept results.
+    pub kept: Cost,
+    /// Money, tokens and time of the nodes to run again, as of last time.
+    pub again: Cost,
+    /// What applying it commits.
     #[serde(skip)]
-    pub(super) after: NewState,
+    pub(super) change: PlannedChange,
 }
 
 /// A node, and why.
@@ -97,203 +79,573 @@ pub struct VariableChange {
     pub to: Option<Value>,
 }
 
-/// A state, its place in the history, and who wrote its variables last.
+/// What applying a plan commits.
 #[derive(Debug, Clone)]
-pub(super) struct Point {
-    pub(super) seq: Seq,
-    pub(super) ctx: ExecutionContext,
-    pub(super) writers: BTreeMap<String, NodeId>,
+pub(super) struct PlannedChange {
+    pub(super) execution: ExecutionId,
+    pub(super) effects: Effects,
+    pub(super) cause: Cause,
+    /// The point that precedes the new one on the time line.
+    pub(super) parent: Seq,
+    /// The point whose state the new one is nearest to.
+    pub(super) base: Seq,
+    /// The state that becomes the head.
+    pub(super) after: NewState,
+    /// The workflow that the execution runs from now on, if that is another.
+    pub(super) workflow: Option<Box<Workflow>>,
 }
 
-/// What setting variables by hand concerns.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Affected {
-    /// Nodes that run again, and why.
-    nodes: BTreeMap<usize, String>,
-    /// Variables that such a node wrote last: they go back to what they were before it.
-    pub(super) variables: BTreeSet<String>,
-}
-
-/// What a variable was before the nodes that run again wrote it; `None` where it was not there.
-pub(super) type Restored = BTreeMap<String, Option<(Variable, Option<NodeId>)>>;
-
-impl Affected {
-    /// Tells whether a node runs again.
-    pub(super) fn concerns(&self, workflow: &Workflow, node: &NodeId) -> bool {
-        workflow.graph().index_of_id(node).is_some_and(|node| self.nodes.contains_key(&node))
-    }
-}
-
-impl Rollback {
-    /// Returns the state that goes back, before anything is set in it.
-    pub(super) fn ground(
-        &self,
-        workflow: &Workflow,
-        head: &Point,
-        target: &Point,
-    ) -> Result<Point, EngineError> {
-        match &self.extent {
-            Extent::Whole => Ok(target.clone()),
-            Extent::Only { variables, nodes } => narrowed(workflow, head, target, variables, nodes),
-        }
-    }
-
-    /// Tells whether a variable was named to go back.
-    fn names(&self, variable: &String) -> bool {
-        matches!(&self.extent, Extent::Only { variables, .. } if variables.contains(variable))
-    }
-}
-
-/// Works out which nodes a change of variables concerns: those that had read the value that there is now, those that
-/// depend on them, and those that had read what they wrote.
-pub(super) fn affected(workflow: &Workflow, ground: &Point, request: &Rollback) -> Affected {
-    let graph = workflow.graph();
-    let mut affected = Affected::default();
-    let mut changed: BTreeMap<&str, String> = request
-        .set
-        .iter()
-        .filter(|(name, value)| ground.ctx.get_variable(name) != Some(*value))
-        .map(|(name, _)| (name.as_str(), format!("it read `vars.{name}`, which changes")))
-        .collect();
-    // Each round adds a node or a variable, or is the last.
-    loop {
-        let known = (affected.nodes.len(), changed.len());
-        for node in graph.nodes().filter(|node| !affected.nodes.contains_key(node)).collect::<Vec<_>>() {
-            let Some(result) = ground.ctx.get_node_result(&graph.id(node)) else { continue };
-            let upstream = graph.dependencies(node).iter().find(|node| affected.nodes.contains_key(*node));
-            let reason = match upstream {
-                Some(upstream) => Some(format!("`{}` runs again", graph.name(*upstream))),
-                None => read_of(&ground.ctx, result, &changed),
-            };
-            affected.nodes.extend(reason.map(|reason| (node, reason)));
-        }
-        for (name, writer) in &ground.writers {
-            let writer = graph.index_of_id(writer).filter(|writer| affected.nodes.contains_key(writer));
-            if let (Some(writer), false) = (writer, changed.contains_key(name.as_str())) {
-                let why = format!("it read `vars.{name}`, which `{}` writes again", graph.name(writer));
-                changed.insert(name, why);
-                affected.variables.insert(name.clone());
-            }
-        }
-        if known == (affected.nodes.len(), changed.len()) {
-            // What was named has the value that was asked for.
-            affected.variables.retain(|name| !request.names(name));
-            return affected;
-        }
-    }
-}
-
-/// Says why a node is concerned by changed variables: it had read the value that there is now, not an earlier one.
-fn read_of(
-    now: &ExecutionContext,
-    result: &NodeExecutionResult,
-    changed: &BTreeMap<&str, String>,
-) -> Option<String> {
-    result.reads.iter().find_map(|read| match &read.subject {
-        Subject::Variable(name) if hash_now(now, &read.subject) == read.hash => {
-            changed.get(name.as_str()).cloned()
-        }
-        Subject::Variable(_) | Subject::Node(_) | Subject::Input(_) | Subject::Secret(_) => None,
-    })
-}
-
-/// Works out what going back would do. `ground` is the state that goes back, by [`Rollback::ground`].
-pub(super) fn plan(
-    workflow: &Workflow,
-    (head, target, ground): (&Point, &Point, Point),
-    request: &Rollback,
-    affected: &Affected,
-    restored: Restored,
-) -> Plan {
-    let is_whole = request.extent == Extent::Whole;
-    let mut after = NewState { ctx: ground.ctx, writers: ground.writers, is_whole };
-    after.ctx.generation = head.seq + 1;
-    for node in affected.nodes.keys() {
-        after.ctx.node_results.remove(&workflow.graph().id(*node));
-    }
-    for (name, before) in restored {
-        after.set(name, before);
-    }
-    let irreversible = settle_effects(workflow, head, &mut after, request.effects);
-    for (name, value) in &request.set {
-        after.set(name.clone(), Some((value.clone().into(), None)));
-    }
-    settle(workflow, &head.ctx, &mut after.ctx);
-    describe(workflow, head, target, after, irreversible, affected)
-}
-
-/// The state that a plan makes the head.
+/// A state, and which node wrote the variables in it that were worked out anew.
 #[derive(Debug, Clone)]
 pub(super) struct NewState {
     pub(super) ctx: ExecutionContext,
     pub(super) writers: BTreeMap<String, NodeId>,
-    /// Whether it comes of the target, or of the head.
-    pub(super) is_whole: bool,
+}
+
+/// A state, and its place in the history.
+#[derive(Debug, Clone)]
+pub(super) struct Point {
+    pub(super) record: CheckpointRecord,
+    pub(super) ctx: ExecutionContext,
+}
+
+/// What a plan is made of, beside the request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known<'a> {
+    /// What the execution is called.
+    pub(super) name: &'a str,
+    pub(super) workflow: &'a Workflow,
+    pub(super) head: &'a Point,
+    /// The head itself, where nothing goes back.
+    pub(super) target: &'a Point,
+    /// Whether the target is on the time line of the head.
+    pub(super) is_on_line: bool,
+}
+
+/// Works out what going back would do.
+pub(super) fn rollback(known: Known<'_>, request: &Rollback) -> Result<Plan, EngineError> {
+    let cause = Cause::Rollback { to: known.target.record.seq };
+    let mut draft = Draft::new(known, cause, request.effects);
+    draft.set(&request.set);
+    match &request.extent {
+        Extent::Only { variables, nodes } => draft.narrow(variables, nodes)?,
+        Extent::Affected if known.is_on_line && draft.follow(request.node.as_deref())? => {}
+        Extent::Affected | Extent::Linear => draft.go_back_wholly(),
+    }
+    draft.finish()
+}
+
+/// Works out what a change of the head would do.
+pub(super) fn edit(known: Known<'_>, request: &Edit) -> Result<Plan, EngineError> {
+    let mut draft = Draft::new(known, Cause::Edit, request.effects);
+    draft.set(&request.set);
+    for name in request.outputs.keys().chain(&request.done) {
+        draft.replace(name, request)?;
+    }
+    draft.finish()
+}
+
+/// Works out what going on from the head would do, with variables set and maybe by another workflow.
+pub(super) fn go_on(
+    known: Known<'_>,
+    cause: Cause,
+    new: Option<Redefinition>,
+    set: &BTreeMap<String, Value>,
+    effects: Effects,
+) -> Result<Plan, EngineError> {
+    let Some(Redefinition { workflow, variables, inputs }) = new else {
+        let mut draft = Draft::new(known, cause, effects);
+        draft.set(set);
+        return draft.finish();
+    };
+    let mut draft = Draft::new(Known { workflow: &workflow, ..known }, cause, effects);
+    draft.set(set);
+    draft.redefine(known.workflow, variables);
+    draft.from.inputs = inputs;
+    let mut plan = draft.finish()?;
+    plan.change.workflow = Some(Box::new(workflow));
+    Ok(plan)
+}
+
+/// Another workflow for an execution.
+pub(super) struct Redefinition {
+    pub(super) workflow: Workflow,
+    /// The first values of the variables whose definition is another now.
+    pub(super) variables: BTreeMap<String, Option<Value>>,
+    /// The inputs, with those that only this workflow has a default for.
+    pub(super) inputs: Variables,
+}
+
+/// A plan in the making.
+struct Draft<'a> {
+    known: Known<'a>,
+    cause: Cause,
+    effects: Effects,
+    /// The state that is judged and changed: the head's, or the target's.
+    from: ExecutionContext,
+    changes: Changes,
+    /// The point that precedes the new one on the time line.
+    parent: Seq,
+    /// The point whose state the new one is nearest to.
+    base: Seq,
+    /// What was named to go back, where everything else stays.
+    named: Option<Changes>,
+    /// Why results go that nothing else explains.
+    going: String,
+    /// Results that nodes had at the target, and that stand again.
+    restored: BTreeMap<NodeId, NodeExecutionResult>,
+}
+
+impl<'a> Draft<'a> {
+    fn new(known: Known<'a>, cause: Cause, effects: Effects) -> Self {
+        Self {
+            known,
+            cause,
+            effects,
+            from: known.head.ctx.clone(),
+            changes: Changes::default(),
+            parent: known.head.record.seq,
+            base: known.head.record.seq,
+            named: None,
+            going: format!("its result is newer than @{}", known.target.record.seq),
+            restored: BTreeMap::new(),
+        }
+    }
+
+    fn set(&mut self, set: &BTreeMap<String, Value>) {
+        self.changes.set.extend(set.iter().map(|(name, value)| (name.clone(), Some(value.clone()))));
+    }
+
+    /// Everything after the target goes.
+    fn go_back_wholly(&mut self) {
+        let Known { head, target, .. } = self.known;
+        self.from = target.ctx.clone();
+        self.from.ledger.turn = head.ctx.ledger.turn;
+        self.from.ledger.spend = head.ctx.ledger.spend;
+        self.parent = target.record.seq;
+        self.base = target.record.seq;
+    }
+
+    /// What the target recorded stands again, and what depends on it goes. Returns false where the target recorded
+    /// nothing to follow.
+    fn follow(&mut self, named: Option<&str>) -> Result<bool, EngineError> {
+        let Known { workflow, head, target, .. } = self.known;
+        let graph = workflow.graph();
+        let seq = target.record.seq;
+        let (at, before) = match (&target.record.cause, named) {
+            (_, Some(name)) => (vec![name], None),
+            (Cause::Before { node } | Cause::Started { node }, None) => (Vec::new(), Some(node)),
+            // These are states as a whole.
+            (
+                Cause::Rollback { .. }
+                | Cause::Undo { .. }
+                | Cause::Redo { .. }
+                | Cause::Edit
+                | Cause::Fork { .. },
+                None,
+            ) => return Ok(false),
+            (_, None) => (target.record.nodes.iter().map(String::as_str).collect(), None),
+        };
+        if let Some(node) = before.and_then(|node| graph.index_of(node)) {
+            if !self.is_as_at_target(&graph.id(node)) {
+                self.changes.forced.insert(node, format!("@{seq} is just before it"));
+            }
+        } else if at.is_empty() {
+            return Ok(false);
+        }
+        let lineage = Lineage::of(&head.ctx);
+        for name in at {
+            let Some(node) = graph.index_of(name) else {
+                return Err(EngineError::NothingThere { what: "node", name: name.to_owned(), target: seq });
+            };
+            let id = graph.id(node);
+            if let (false, Some(result)) = (self.is_as_at_target(&id), target.ctx.get_node_result(&id)) {
+                self.changes.replaced.insert(id, result.clone());
+            }
+            for dependent in graph.nodes() {
+                if !self.is_as_at_target(&graph.id(dependent))
+                    && (graph.dependencies(dependent).contains(&node)
+                        || self.has_read(&lineage, dependent, node))
+                {
+                    let why = format!("it depends on `{name}`, and its result is newer than @{seq}");
+                    self.changes.forced.entry(dependent).or_insert(why);
+                }
+            }
+        }
+        self.unset_what_was_set_since();
+        self.parent = seq;
+        Ok(true)
+    }
+
+    /// Tells whether a node stands as it did at the target, or has not run.
+    fn is_as_at_target(&self, id: &NodeId) -> bool {
+        let Known { head, target, .. } = self.known;
+        let now = head.ctx.get_node_result(id);
+        now.is_none() || now.map(|now| now.ended) == target.ctx.get_node_result(id).map(|then| then.ended)
+    }
+
+    /// Tells whether a node had read what another gave or wrote, as far as was recorded.
+    fn has_read(&self, lineage: &Lineage, reader: usize, node: usize) -> bool {
+        let graph = self.known.workflow.graph();
+        let id = graph.id(node);
+        let Some(result) = self.from.get_node_result(&graph.id(reader)) else { return false };
+        result.reads.iter().any(|read| match &read.subject {
+            Subject::Node(name) => {
+                name == graph.name(node)
+                    && self.from.get_node_result(&id).is_some_and(|record| record.ended <= result.began)
+            }
+            Subject::Variable(name) => {
+                lineage.seen(name, result.began).iter().any(|event| event.node == Some(id))
+            }
+            Subject::Input(_) | Subject::Secret(_) => false,
+        })
+    }
+
+    /// Variables that a person set after the target are what they were before that.
+    fn unset_what_was_set_since(&mut self) {
+        let then = &self.known.target.ctx;
+        let since = then.ledger.turn;
+        let bases = self.from.ledger.bases.clone();
+        for (name, _) in bases.iter().filter(|(_, base)| base.turn > since) {
+            match then.ledger.bases.cell(name) {
+                Some(base) => self.from.ledger.bases.set(name.clone(), base.clone()),
+                None => {
+                    let base = Base { turn: 0, value: then.get_variable(name).cloned() };
+                    self.from.ledger.bases.set(name.clone(), Cell::new(base));
+                }
+            }
+            self.changes.rebased.insert(name.clone());
+        }
+    }
+
+    /// Only what is named goes back.
+    fn narrow(&mut self, variables: &[String], nodes: &[String]) -> Result<(), EngineError> {
+        let Known { workflow, head, target, .. } = self.known;
+        let nothing = |what, name: &String| EngineError::NothingThere {
+            what,
+            name: name.clone(),
+            target: target.record.seq,
+        };
+        let mut named = Changes::default();
+        self.going = "its result was taken back".to_owned();
+        for name in variables {
+            let then = target.ctx.get_variable(name);
+            if then.is_none() && !head.ctx.variables.contains_key(name) {
+                return Err(nothing("variable", name));
+            }
+            if then != head.ctx.get_variable(name) {
+                named.set.insert(name.clone(), then.cloned());
+                self.from.set_by_hand(name, then.cloned());
+            }
+        }
+        for name in nodes {
+            let Some(node) = workflow.graph().index_of(name) else { return Err(nothing("node", name)) };
+            let id = node_id(name);
+            match (target.ctx.get_node_result(&id), head.ctx.get_node_result(&id)) {
+                (Some(then), _) => {
+                    self.from.record_node_result(id, then.clone());
+                    named.replaced.insert(id, then.clone());
+                }
+                (None, Some(_)) => {
+                    self.from.node_results.remove(&id);
+                    named.forced.insert(node, self.going.clone());
+                }
+                (None, None) => return Err(nothing("node", name)),
+            }
+            self.from.ledger.spares.remove(&id);
+        }
+        self.named = Some(named);
+        Ok(())
+    }
+
+    /// Puts another output in place of what a node gave.
+    fn replace(&mut self, name: &str, request: &Edit) -> Result<(), EngineError> {
+        let Known { workflow, head, .. } = self.known;
+        let Some(node) = workflow.graph().index_of(name) else {
+            return Err(EngineError::NoNode { name: self.known.name.to_owned(), node: name.to_owned() });
+        };
+        let id = node_id(name);
+        let before = head.ctx.get_node_result(&id);
+        let has_output = before.is_some_and(|before| before.output().is_some());
+        match (request.done.contains(name), has_output) {
+            (true, true) => return Err(EngineError::HasOutput { node: name.to_owned() }),
+            (false, false) => {
+                let found = standing(before.map(|before| &before.result)).0;
+                return Err(EngineError::HasNoOutput { node: name.to_owned(), found });
+            }
+            (true, false) | (false, true) => {}
+        }
+        let output = request.outputs.get(name).cloned().unwrap_or_default();
+        check_value(&format!("nodes.{name}.output"), &output)?;
+        let definition = workflow.node(node);
+        let now = before.and_then(|before| before.completed_at).unwrap_or(self.known.head.record.created_at);
+        let mut result = before.cloned().unwrap_or_else(|| NodeExecutionResult::started(now));
+        result.completed_at = Some(now);
+        result.result = ExecutionResult::Success(output);
+        if !has_output {
+            let mut writes = definition.into.clone().map(attempt::into).into_iter().collect::<Vec<_>>();
+            if let NodeKind::Set(variables) = &definition.kind {
+                let field = |variable: &String| Write {
+                    variable: variable.clone(),
+                    op: WriteOp::Field(variable.clone()),
+                };
+                writes.extend(variables.keys().map(field));
+            }
+            result.writes = writes;
+        }
+        self.changes.replaced.insert(id, result);
+        Ok(())
+    }
+
+    /// Nodes whose definition is another run again, and those that are no more leave.
+    fn redefine(&mut self, old: &Workflow, vars: BTreeMap<String, Option<Value>>) {
+        let new = self.known.workflow;
+        self.changes.waits_anew = true;
+        for (name, before) in &old.definition().nodes {
+            match (new.definition().nodes.get(name), new.graph().index_of(name)) {
+                (Some(after), Some(node)) => {
+                    if !before.gives_the_same_as(after) {
+                        self.changes.forced.insert(node, "its definition changes".to_owned());
+                    }
+                }
+                (None, _) | (_, None) => drop(self.changes.gone.insert(node_id(name), name.clone())),
+            }
+        }
+        self.changes.forced.retain(|node, _| self.from.get_node_result(&new.graph().id(*node)).is_some());
+        self.changes.gone.retain(|id, _| self.from.get_node_result(id).is_some());
+        for (name, value) in vars {
+            // What a person set since stays.
+            if self.from.ledger.bases.get(&name).is_some_and(|base| base.turn > 0) {
+                continue;
+            }
+            self.from.ledger.bases.set(name.clone(), Cell::new(Base { turn: 0, value }));
+            self.changes.rebased.insert(name);
+        }
+        self.from.workflow_id = new.id();
+    }
+
+    fn finish(mut self) -> Result<Plan, EngineError> {
+        let Known { workflow, head, .. } = self.known;
+        self.changes.set.retain(|name, value| self.from.get_variable(name) != value.as_ref());
+        let mut misfits = BTreeMap::new();
+        let kept = match self.effects {
+            Effects::Keep => self.pin_effects(),
+            Effects::Refuse | Effects::Again => Vec::new(),
+        };
+        // Each round finds one node more whose writes do not fit, or is the last.
+        let (affected, after) = loop {
+            let lineage = Lineage::of(&self.from);
+            let judge = Judge { workflow, state: &self.from, lineage: &lineage, changes: &self.changes };
+            let affected = judge.affected(&misfits);
+            match self.apply(&affected) {
+                Ok(after) => break (affected, after),
+                Err((node, variable)) => {
+                    if misfits.insert(node, variable.clone()).is_some() {
+                        return Err(EngineError::Misfit { variable });
+                    }
+                }
+            }
+        };
+        let mut after = after;
+        let mut irreversible = settle_effects(workflow, &head.ctx, &mut after, self.effects);
+        irreversible.extend(kept);
+        after.ctx.generation = head.record.seq + 1;
+        settle(workflow, &head.ctx, &mut after.ctx);
+        Ok(self.describe(after, irreversible, &affected))
+    }
+
+    /// Nodes whose effect may have happened stay, with what they wrote. Returns those that would have gone otherwise.
+    fn pin_effects(&mut self) -> Vec<String> {
+        let Known { workflow, head, .. } = self.known;
+        let graph = workflow.graph();
+        let lineage = Lineage::of(&self.from);
+        let judge = Judge { workflow, state: &self.from, lineage: &lineage, changes: &self.changes };
+        let affected = judge.affected(&BTreeMap::new());
+        let mut kept = Vec::new();
+        for node in graph.nodes().filter(|node| workflow.node(*node).effect == Effect::External) {
+            let id = graph.id(node);
+            let Some(now) = head.ctx.get_node_result(&id).filter(|now| may_have_happened(&now.result)) else {
+                continue;
+            };
+            self.changes.pinned.insert(node);
+            if self.changes.forced.remove(&node).is_some() {
+                // It stays, and what was to follow it runs again all the same.
+                for dependent in graph.dependents(node) {
+                    if !self.is_as_at_target(&graph.id(*dependent)) {
+                        let why = format!("it depends on `{}`, which was to run again", graph.name(node));
+                        self.changes.forced.entry(*dependent).or_insert(why);
+                    }
+                }
+            }
+            self.changes.replaced.remove(&id);
+            let is_lost = self.from.get_node_result(&id).map(|then| then.ended) != Some(now.ended);
+            if is_lost {
+                self.restored.insert(id, now.clone());
+            }
+            if is_lost || affected.contains_key(&node) {
+                kept.push(graph.name(node).to_owned());
+            }
+        }
+        kept
+    }
+
+    /// Returns the state without the nodes that run again.
+    fn apply(&self, affected: &Affected) -> Result<NewState, (NodeId, String)> {
+        let graph = self.known.workflow.graph();
+        let changes = &self.changes;
+        let mut ctx = self.from.clone();
+        let mut touched: BTreeSet<String> = changes.rebased.clone();
+        let mut touch = |result: Option<&NodeExecutionResult>| {
+            touched
+                .extend(result.into_iter().flat_map(|r| r.writes.iter().map(|write| write.variable.clone())));
+        };
+        let leaving = affected.keys().map(|node| (graph.id(*node), Some(*node)));
+        for (id, node) in leaving.chain(changes.gone.keys().map(|id| (*id, None))) {
+            touch(self.from.get_node_result(&id));
+            ctx.node_results.remove(&id);
+            ctx.ledger.spares.remove(&id);
+            if let Some(node) = node.filter(|node| !changes.forced.contains_key(node)) {
+                self.spare(&mut ctx, node);
+            }
+        }
+        for (id, result) in changes.replaced.iter().chain(&self.restored) {
+            touch(self.from.get_node_result(id));
+            touch(Some(result));
+            let mut result = result.clone();
+            if result.ended == 0 {
+                ctx.ledger.turn += 1;
+                (result.began, result.ended) = (ctx.ledger.turn, ctx.ledger.turn);
+            }
+            ctx.record_node_result(*id, result);
+            ctx.ledger.spares.remove(id);
+        }
+        // A node that had never run has no base below what it writes.
+        for name in &touched {
+            if !ctx.ledger.bases.contains_key(name) {
+                let base = Base { turn: 0, value: self.from.get_variable(name).cloned() };
+                ctx.ledger.bases.set(name.clone(), Cell::new(base));
+            }
+        }
+        let mut after = NewState { ctx, writers: BTreeMap::new() };
+        let lineage = Lineage::of(&after.ctx);
+        for name in &touched {
+            after.replay(&lineage, name).map_err(|node| (node, name.clone()))?;
+        }
+        for (name, value) in &changes.set {
+            after.writers.remove(name);
+            after.ctx.set_by_hand(name, value.clone());
+        }
+        Ok(after)
+    }
+
+    /// Keeps a result that may turn out to stand.
+    fn spare(&self, ctx: &mut ExecutionContext, node: usize) {
+        let workflow = self.known.workflow;
+        let id = workflow.graph().id(node);
+        let Some(result) = self.from.get_node_result(&id).filter(|result| result.output().is_some()) else {
+            return;
+        };
+        let spare = Spare { result: result.clone(), upstream: upstream(workflow, &self.from, node) };
+        ctx.ledger.spares.set(id, Cell::new(spare));
+    }
+
+    fn describe(self, after: NewState, irreversible: Vec<String>, affected: &Affected) -> Plan {
+        let Known { workflow, head, target, .. } = self.known;
+        let graph = workflow.graph();
+        let mut plan = Plan {
+            target: target.record.seq,
+            head: head.record.seq,
+            keep: Vec::new(),
+            rerun: Vec::new(),
+            pending: Vec::new(),
+            irreversible,
+            inconsistent: Vec::new(),
+            removed: self.changes.gone.values().cloned().collect(),
+            variables: head.ctx.variables.changes_to(&after.ctx.variables).map(variable_change).collect(),
+            cost_kept_usd: None,
+            cost_again_usd: None,
+            kept: Cost::default(),
+            again: Cost::default(),
+            change: PlannedChange {
+                execution: head.record.execution_id,
+                effects: self.effects,
+                cause: self.cause.clone(),
+                parent: self.parent,
+                base: self.base,
+                after,
+                workflow: None,
+            },
+        };
+        plan.inconsistent = self.inconsistent(&plan.change.after.ctx);
+        let after = &plan.change.after.ctx;
+        for node in graph.nodes() {
+            let (name, id) = (graph.name(node).to_owned(), graph.id(node));
+            let ended = |ctx: &ExecutionContext| {
+                ctx.get_node_result(&id).filter(|record| record.result != ExecutionResult::Pending).cloned()
+            };
+            match (ended(after), ended(&head.ctx).or_else(|| ended(&target.ctx))) {
+                (Some(record), _) if ending(workflow.node(node), &record.result).is_none() => {
+                    plan.again.add(record.metrics.as_ref());
+                    plan.rerun.push(Rerun { node: name, because: "it failed".to_owned() });
+                }
+                (Some(record), _) => {
+                    plan.kept.add(record.metrics.as_ref());
+                    plan.keep.push(name);
+                }
+                (None, Some(record)) => {
+                    plan.again.add(record.metrics.as_ref());
+                    let because = affected.get(&node).cloned().unwrap_or_else(|| self.going.clone());
+                    plan.rerun.push(Rerun { node: name, because });
+                }
+                (None, None) => plan.pending.push(name),
+            }
+        }
+        plan.cost_kept_usd = plan.kept.usd();
+        plan.cost_again_usd = plan.again.usd();
+        plan
+    }
+}
+
+impl Draft<'_> {
+    /// Returns the nodes that stay although what they had read was named to go back.
+    fn inconsistent(&self, after: &ExecutionContext) -> Vec<Rerun> {
+        let Some(named) = &self.named else { return Vec::new() };
+        let Known { workflow, head, .. } = self.known;
+        let graph = workflow.graph();
+        let lineage = Lineage::of(&head.ctx);
+        let judge = Judge { workflow, state: &head.ctx, lineage: &lineage, changes: named };
+        let stay = graph.nodes().filter(|node| !named.replaced.contains_key(&graph.id(*node)));
+        stay.filter_map(|node| {
+            let because = judge.read(after.get_node_result(&graph.id(node))?, &named.forced)?;
+            Some(Rerun { node: graph.name(node).to_owned(), because })
+        })
+        .collect()
+    }
 }
 
 impl NewState {
-    /// Sets a variable and who wrote it, or removes it.
-    fn set(&mut self, name: String, variable: Option<(Variable, Option<NodeId>)>) {
-        self.writers.remove(&name);
-        match variable {
-            Some((cell, writer)) => {
-                self.writers.extend(writer.map(|writer| (name.clone(), writer)));
-                self.ctx.variables.set(name, cell);
-            }
-            None => {
-                self.ctx.variables.remove(&name);
-            }
-        }
+    fn replay(&mut self, lineage: &Lineage, name: &str) -> Result<(), NodeId> {
+        let writer = lineage.replay(&mut self.ctx, name).map_err(|(node, _)| node)?;
+        self.writers.extend(writer.map(|writer| (name.to_owned(), writer)));
+        Ok(())
     }
-}
 
-fn narrowed(
-    workflow: &Workflow,
-    head: &Point,
-    target: &Point,
-    variables: &[String],
-    nodes: &[String],
-) -> Result<Point, EngineError> {
-    let mut after = NewState { ctx: head.ctx.clone(), writers: head.writers.clone(), is_whole: false };
-    let nothing =
-        |what, name: &String| EngineError::NothingThere { what, name: name.clone(), target: target.seq };
-    for name in variables {
-        let then = target.ctx.variables.cell(name);
-        if then.is_none() && !after.ctx.variables.contains_key(name) {
-            return Err(nothing("variable", name));
-        }
-        after.set(name.clone(), then.map(|cell| (cell.clone(), target.writers.get(name).copied())));
-    }
-    for name in nodes {
-        let id = node_id(name);
-        match target.ctx.node_results.cell(&id) {
-            _ if workflow.graph().index_of(name).is_none() => return Err(nothing("node", name)),
-            Some(cell) => after.ctx.node_results.set(id, cell.clone()),
-            None if after.ctx.node_results.remove(&id).is_some() => {}
-            None => return Err(nothing("node", name)),
+    /// Puts a result that the state lacks into it, with what its node wrote.
+    fn restore(&mut self, id: NodeId, result: &NodeExecutionResult) {
+        self.ctx.record_node_result(id, result.clone());
+        self.ctx.ledger.spares.remove(&id);
+        let lineage = Lineage::of(&self.ctx);
+        for write in &result.writes {
+            // What does not fit any more is as good as not written.
+            let _as_far_as_it_fits = self.replay(&lineage, &write.variable);
         }
     }
-    Ok(Point { seq: head.seq, ctx: after.ctx, writers: after.writers })
-}
-
-/// Returns what a node had read that is different now.
-fn changed_read(now: &ExecutionContext, result: &NodeExecutionResult) -> Option<String> {
-    result.reads.iter().find_map(|read| match &read.subject {
-        Subject::Variable(name) if hash_now(now, &read.subject) != read.hash => {
-            Some(format!("it read `vars.{name}`, which changes"))
-        }
-        Subject::Node(name) if hash_now(now, &read.subject) != read.hash => {
-            Some(format!("it read `{name}`, whose result changes"))
-        }
-        // Inputs never change, and what a secret was is not known.
-        Subject::Variable(_) | Subject::Node(_) | Subject::Input(_) | Subject::Secret(_) => None,
-    })
 }
 
 /// Finds the nodes whose effect outside the new state would forget, and does with them what was asked. Returns them.
 pub(super) fn settle_effects(
     workflow: &Workflow,
-    head: &Point,
+    head: &ExecutionContext,
     after: &mut NewState,
     effects: Effects,
 ) -> Vec<String> {
@@ -301,7 +653,7 @@ pub(super) fn settle_effects(
     let mut forgotten = Vec::new();
     for node in graph.nodes().filter(|node| workflow.node(*node).effect == Effect::External) {
         let id = graph.id(node);
-        let (then, now) = (after.ctx.get_node_result(&id), head.ctx.get_node_result(&id));
+        let (then, now) = (after.ctx.get_node_result(&id), head.get_node_result(&id));
         let Some(now) = now.filter(|now| may_have_happened(&now.result)) else { continue };
         let is_forgotten = match then.map(|then| &then.result) {
             None | Some(ExecutionResult::Skipped) => true,
@@ -319,17 +671,7 @@ pub(super) fn settle_effects(
             Effects::Again => {
                 after.ctx.node_results.remove(&id);
             }
-            Effects::Keep => {
-                if let Some(cell) = head.ctx.node_results.cell(&id) {
-                    after.ctx.node_results.set(id, cell.clone());
-                }
-                let wrote: Vec<&String> =
-                    head.writers.iter().filter(|(_, writer)| **writer == id).map(|(name, _)| name).collect();
-                for name in wrote {
-                    let cell = head.ctx.variables.cell(name).cloned();
-                    after.set(name.clone(), cell.map(|cell| (cell, Some(id))));
-                }
-            }
+            Effects::Keep => after.restore(id, now),
         }
     }
     forgotten
@@ -356,58 +698,6 @@ fn settle(workflow: &Workflow, head: &ExecutionContext, after: &mut ExecutionCon
     } else {
         after.state = ExecutionState::Paused;
         after.completed_at = None;
-    }
-}
-
-fn describe(
-    workflow: &Workflow,
-    head: &Point,
-    target: &Point,
-    after: NewState,
-    irreversible: Vec<String>,
-    affected: &Affected,
-) -> Plan {
-    let is_whole = after.is_whole;
-    let graph = workflow.graph();
-    let (mut keep, mut rerun, mut inconsistent) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut kept, mut again) = (money::Sum::default(), money::Sum::default());
-    for node in graph.nodes() {
-        let (name, id) = (graph.name(node).to_owned(), graph.id(node));
-        let ended = |ctx: &ExecutionContext| {
-            ctx.get_node_result(&id).filter(|record| record.result != ExecutionResult::Pending).cloned()
-        };
-        match (ended(&after.ctx), ended(&head.ctx).or_else(|| ended(&target.ctx))) {
-            (Some(record), _) => {
-                kept.add(record.metrics.as_ref());
-                if let (false, Some(because)) = (is_whole, changed_read(&after.ctx, &record)) {
-                    inconsistent.push(Rerun { node: name.clone(), because });
-                }
-                keep.push(name);
-            }
-            (None, Some(record)) => {
-                again.add(record.metrics.as_ref());
-                let newer = || match is_whole {
-                    true => format!("its result is newer than @{}", target.seq),
-                    false => "its result was taken back".to_owned(),
-                };
-                let because = affected.nodes.get(&node).cloned().unwrap_or_else(newer);
-                rerun.push(Rerun { node: name, because });
-            }
-            (None, None) => {}
-        }
-    }
-    let variables = head.ctx.variables.changes_to(&after.ctx.variables).map(variable_change).collect();
-    Plan {
-        target: target.seq,
-        head: head.seq,
-        keep,
-        rerun,
-        irreversible,
-        inconsistent,
-        variables,
-        cost_kept_usd: kept.usd(),
-        cost_again_usd: again.usd(),
-        after,
     }
 }
 

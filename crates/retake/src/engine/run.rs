@@ -1,5 +1,8 @@
 //! One run: starts nodes as they become ready, records what they give, saves when the policy says so.
 
+mod saving;
+mod sparing;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,28 +11,25 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use self::saving::Extra;
 use super::attempt::{self, Ended, Start, wanted};
-use super::context::{NodeContext, Notes, Task, apply_writes};
+use super::context::{NodeContext, Notes, Task};
 use super::control::{Control, Outcome, Signal, StopKind};
-use super::decision::decided;
+use super::decision::{Decision, decided};
 use super::event::{Event, Events};
 use super::held::Held;
-use super::money;
 use super::planner::{Planner, ending};
 use super::secret::Masks;
 use super::{Engine, EngineError};
 use crate::checkpoint::{CheckpointPolicy, Due};
 use crate::execution::{
-    ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult, NodeId,
+    Cost, ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult, NodeId, usd,
 };
-use crate::store::{Ask, Cause, Commit, NewCheckpoint, NewOperation, Request, Seq, delta};
+use crate::store::{Ask, Cause, NewOperation, Request, Seq};
 use crate::workflow::{Effect, NodeKind, Workflow};
 
 /// How often a run looks whether something was asked of it.
 const ASKED_EVERY: Duration = Duration::from_millis(250);
-
-/// How many points past its bound a history gets before a run prunes it: a write for each save would double the cost.
-const PRUNED_AT_ONCE: u64 = 8;
 
 /// An execution that this process holds the lease on, ready to be driven.
 #[derive(Debug)]
@@ -57,7 +57,8 @@ pub struct Run {
     completed: u64,
     reused: usize,
     ran: usize,
-    cost: money::Sum,
+    nodes_spared: usize,
+    cost: Cost,
     pruning: Option<tokio::task::JoinHandle<()>>,
     /// The head when pruning last began.
     pruned_at: Seq,
@@ -124,7 +125,8 @@ impl Run {
             waiting: Vec::new(),
             reused,
             ran: 0,
-            cost: money::Sum::default(),
+            nodes_spared: 0,
+            cost: Cost::default(),
             pruning: None,
             pruned_at: 0,
         })
@@ -248,6 +250,9 @@ impl Run {
         if self.planner.skipped_because_of(workflow.graph(), node).is_some() {
             return self.skip(node, Notes::default()).await;
         }
+        if let Some(result) = self.spared(node) {
+            return self.spare(node, result).await;
+        }
         let notes = match wanted(&workflow, &task) {
             (Ok(true), notes) => notes,
             (Ok(false), notes) => return self.skip(node, notes).await,
@@ -321,7 +326,8 @@ impl Run {
         let now = self.engine.clock.now();
         let mut record = NodeExecutionResult::started(now).completed(result, now);
         record.reads = notes.reads;
-        Ended { node, result: record, writes: Vec::new(), ran: Duration::ZERO }
+        record.began = self.ctx.ledger.turn;
+        Ended { node, result: record, ran: Duration::ZERO }
     }
 
     async fn wait_for_approval(
@@ -336,6 +342,7 @@ impl Run {
         if !is_marked {
             let mut record = NodeExecutionResult::started(started_at);
             record.reads = notes.reads;
+            record.began = self.ctx.ledger.turn;
             let mut metrics = notes.metrics;
             metrics.custom.insert("message".to_owned(), Value::String(message.clone()));
             self.ctx.record_node_result(id, record.with_metrics(metrics));
@@ -357,29 +364,19 @@ impl Run {
 
     /// Takes in what a node gave. Returns why a checkpoint is due, if it is.
     async fn note(&mut self, ended: Ended) -> Option<Cause> {
-        let Ended { node, mut result, writes, ran } = ended;
+        let Ended { node, result, ran } = ended;
         self.running.remove(&node);
         let workflow = Arc::clone(&self.workflow);
-        let (name, id) = (workflow.graph().name(node), workflow.graph().id(node));
-        let written: Vec<String> = writes.iter().map(|write| write.variable().to_owned()).collect();
-        if let Err(error) = apply_writes(&mut self.ctx, writes) {
-            result.result = ExecutionResult::Failure(self.masks.text(error.to_string()));
-        } else {
-            self.unsaved.writers.extend(written.into_iter().map(|variable| (variable, id)));
-        }
+        let name = workflow.graph().name(node);
         self.cost.add(result.metrics.as_ref());
+        self.ctx.ledger.spend.paid.add(result.metrics.as_ref());
+        let result = self.conclude(node, result);
         self.tell_end(name, &result).await;
         let ending = ending(workflow.node(node), &result.result);
         if let (None, ExecutionResult::Failure(why)) = (ending, &result.result) {
             self.failures.push((name.to_owned(), why.clone()));
         }
         let was_skipped = result.result == ExecutionResult::Skipped;
-        self.completed += u64::from(result.result.is_completed());
-        self.ctx.record_node_result(id, result);
-        self.unsaved.nodes.push(name.to_owned());
-        if let Some(ending) = ending {
-            self.planner.end(workflow.graph(), node, ending);
-        }
         if was_skipped {
             return None;
         }
@@ -397,6 +394,27 @@ impl Run {
         }
     }
 
+    /// Puts a result into the state, with what its node wrote. A write that does not fit fails the node. Returns the
+    /// result.
+    fn conclude(&mut self, node: usize, result: NodeExecutionResult) -> NodeExecutionResult {
+        let workflow = Arc::clone(&self.workflow);
+        let (name, id) = (workflow.graph().name(node), workflow.graph().id(node));
+        let mut result = result;
+        if let Err(error) = self.ctx.conclude(id, result.clone()) {
+            result.result = ExecutionResult::Failure(self.masks.text(error.to_string()));
+            result.writes.clear();
+            self.ctx.conclude(id, result.clone()).expect("what wrote nothing fits");
+        }
+        let written = result.writes.iter().map(|write| (write.variable.clone(), id));
+        self.unsaved.writers.extend(written);
+        self.completed += u64::from(result.result.is_completed());
+        self.unsaved.nodes.push(name.to_owned());
+        if let Some(ending) = ending(workflow.node(node), &result.result) {
+            self.planner.end(workflow.graph(), node, ending);
+        }
+        result
+    }
+
     async fn tell_end(&self, name: &str, result: &NodeExecutionResult) {
         let metrics = result.metrics.as_ref();
         self.events
@@ -405,7 +423,7 @@ impl Run {
                 status: super::standing(Some(&result.result)).0,
                 duration_ms: metrics.and_then(|metrics| metrics.duration_ms).unwrap_or(0),
                 tokens: metrics.and_then(|metrics| metrics.token_usage.clone()),
-                cost_usd: metrics.and_then(|metrics| metrics.cost_usd).map(money::usd),
+                cost_usd: metrics.and_then(|metrics| metrics.cost_usd).map(usd),
                 error: match &result.result {
                     ExecutionResult::Failure(why) => Some(why.clone()),
                     ExecutionResult::Pending | ExecutionResult::Success(_) | ExecutionResult::Skipped => None,
@@ -454,12 +472,9 @@ impl Run {
         self.waiting.remove(at);
         let id = self.workflow.graph().id(node);
         let record = self.ctx.get_node_result(&id).cloned().unwrap_or_default();
-        let record = decided(record, approved, with, self.engine.clock.now());
-        let mut writes = Vec::new();
-        if let (Some(variable), Some(output)) = (&self.workflow.node(node).into, record.output()) {
-            writes.push(super::context::Write::Set(variable.clone(), output.clone()));
-        }
-        let _due_anyway = self.note(Ended { node, result: record, writes, ran: Duration::ZERO }).await;
+        let into = self.workflow.node(node).into.as_deref();
+        let result = decided(record, into, Decision { approved, with }, self.engine.clock.now());
+        let _due_anyway = self.note(Ended { node, result, ran: Duration::ZERO }).await;
         self.save(Cause::Approve { node: name.to_owned(), approved }, extra).await
     }
 
@@ -508,76 +523,12 @@ impl Run {
             head: self.head,
             nodes_run: self.ran,
             nodes_reused: self.reused,
+            nodes_spared: self.nodes_spared,
+            spend: self.ctx.ledger.spend,
             cost_usd: self.cost.usd(),
             waiting: std::mem::take(&mut self.waiting),
             failures: std::mem::take(&mut self.failures),
         })
-    }
-
-    /// Commits the state as it is now. Returns when it is durable.
-    async fn save(&mut self, cause: Cause, extra: Extra) -> Result<(), EngineError> {
-        let unsaved = std::mem::take(&mut self.unsaved);
-        let state = self.ctx.clone();
-        self.policy.saved(self.engine.clock.elapsed());
-        let kind = cause.kind();
-        let (id, now) = (self.engine.clock.new_id(), self.engine.clock.now());
-        let checkpoint = NewCheckpoint {
-            delta: delta(Some(&self.saved), &state, |name| unsaved.writers.get(name).copied())?,
-            nodes: unsaved.nodes.clone(),
-            label: extra.label,
-            completed_node_count: self.completed,
-            compress: self.policy.config().compress,
-            operation: extra.operation,
-            answers: extra.answers,
-            ..NewCheckpoint::new(id, now, state.state.clone(), cause)
-        };
-        let commit = Commit {
-            execution_id: state.execution_id,
-            expected_head: self.head,
-            fence: Some(self.held.fence()),
-            checkpoint,
-        };
-        self.head = self.engine.store.commit(commit).await?.seq;
-        self.saved = state;
-        let seq = self.head;
-        self.events.tell(|| Event::Checkpoint { seq, cause: kind, nodes: unsaved.nodes }).await;
-        self.prune();
-        Ok(())
-    }
-
-    /// Returns how many points the history has had past its bound since it was last pruned.
-    fn surplus(&self) -> u64 {
-        let keep = Seq::try_from(self.policy.config().max_checkpoints).unwrap_or(Seq::MAX);
-        self.head.saturating_sub(self.pruned_at.max(keep))
-    }
-
-    /// Keeps the history near its bound, beside the run: a save does not wait for it.
-    fn prune(&mut self) {
-        let is_pruning = self.pruning.as_ref().is_some_and(|pruning| !pruning.is_finished());
-        if is_pruning || self.surplus() < PRUNED_AT_ONCE {
-            return;
-        }
-        let (store, id) = (Arc::clone(&self.engine.store), self.ctx.execution_id);
-        let keep = self.policy.config().max_checkpoints;
-        self.pruned_at = self.head;
-        self.pruning = Some(tokio::spawn(async move {
-            if let Err(error) = store.prune(id, keep).await {
-                tracing::warn!(execution = %id, %error, "older checkpoints could not be pruned");
-            }
-        }));
-    }
-
-    /// Brings the history within its bound.
-    async fn finish_pruning(&mut self) {
-        if let Some(pruning) = self.pruning.take() {
-            let _ended = pruning.await;
-        }
-        if self.surplus() > 0 {
-            let keep = self.policy.config().max_checkpoints;
-            if let Err(error) = self.engine.store.prune(self.ctx.execution_id, keep).await {
-                tracing::warn!(execution = %self.ctx.execution_id, %error, "older checkpoints could not be pruned");
-            }
-        }
     }
 }
 
@@ -590,14 +541,6 @@ fn passing(done: Result<(), EngineError>) -> Result<(), EngineError> {
         }
         done => done,
     }
-}
-
-/// What a checkpoint can carry beside the state.
-#[derive(Debug, Default)]
-struct Extra {
-    label: Option<String>,
-    operation: Option<NewOperation>,
-    answers: Vec<uuid::Uuid>,
 }
 
 /// Returns the key of a node's effect: the same for every attempt until an operation sends nodes back to run again.

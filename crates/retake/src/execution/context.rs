@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    AppendError, ExecutionId, NodeExecutionResult, NodeId, NodeResults, Variable, Variables, WorkflowId,
+    AppendError, ExecutionId, Ledger, NodeExecutionResult, NodeId, NodeResults, Variable, Variables,
+    WorkflowId,
 };
 use crate::clock::{self, Clock};
 
@@ -69,6 +70,9 @@ pub struct ExecutionContext {
     /// made from it.
     #[serde(default)]
     pub generation: u64,
+    /// What it remembers so that a part of it can be taken back, and what it cost.
+    #[serde(default)]
+    pub ledger: Ledger,
 }
 
 impl ExecutionContext {
@@ -90,6 +94,7 @@ impl ExecutionContext {
             variables: Variables::new(),
             inputs: Variables::new(),
             generation: 0,
+            ledger: Ledger::default(),
         }
     }
 
@@ -164,6 +169,7 @@ impl ExecutionContext {
             completed_at: self.completed_at,
             inputs: self.inputs.clone(),
             generation: self.generation,
+            ledger: self.ledger.clone(),
         }
     }
 
@@ -285,6 +291,9 @@ pub struct ExecutionCheckpoint {
     /// As in [`ExecutionContext::generation`].
     #[serde(default)]
     pub generation: u64,
+    /// As in [`ExecutionContext::ledger`].
+    #[serde(default)]
+    pub ledger: Ledger,
 }
 
 impl From<ExecutionCheckpoint> for ExecutionContext {
@@ -299,6 +308,7 @@ impl From<ExecutionCheckpoint> for ExecutionContext {
             variables: checkpoint.variables,
             inputs: checkpoint.inputs,
             generation: checkpoint.generation,
+            ledger: checkpoint.ledger,
         }
     }
 }

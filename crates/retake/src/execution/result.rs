@@ -51,6 +51,42 @@ pub struct NodeExecutionResult {
     /// The key under which its effect is known outside: the same for every attempt, another for a deliberate re-run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
+    /// What it wrote, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub writes: Vec<Write>,
+    /// The turn of the execution ([`Ledger::turn`](super::Ledger::turn)) whose state it saw.
+    #[serde(default)]
+    pub began: u64,
+    /// The turn in which its result was recorded and its writes were applied.
+    #[serde(default)]
+    pub ended: u64,
+}
+
+/// One change of a variable that a node made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Write {
+    /// The variable.
+    pub variable: String,
+    /// The change.
+    pub op: WriteOp,
+}
+
+/// How a variable changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum WriteOp {
+    /// It became this value.
+    Set(Value),
+    /// It became the node's output.
+    Output,
+    /// It became this field of the node's output.
+    Field(String),
+    /// This was added at its end.
+    Append(Value),
+    /// It went.
+    Remove,
 }
 
 /// One thing that a node looked at.
@@ -143,6 +179,9 @@ impl NodeExecutionResult {
             metrics: None,
             reads: Vec::new(),
             idempotency_key: None,
+            writes: Vec::new(),
+            began: 0,
+            ended: 0,
         }
     }
 

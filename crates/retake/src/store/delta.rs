@@ -26,6 +26,15 @@ pub enum Key {
     /// A node's result.
     #[serde(rename = "n")]
     Node(NodeId),
+    /// The turn, and what the execution has cost.
+    #[serde(rename = "t")]
+    Tally,
+    /// What a variable is before nodes write it.
+    #[serde(rename = "b")]
+    Base(String),
+    /// A result that was taken back, and may stand again.
+    #[serde(rename = "p")]
+    Spare(NodeId),
 }
 
 /// Opaque bytes, with the codec that made them.

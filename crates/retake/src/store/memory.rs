@@ -485,9 +485,9 @@ fn passes(filter: &ExecutionFilter, record: &ExecutionRecord) -> bool {
 fn size(delta: &Delta) -> u64 {
     let bytes = delta.changes().iter().map(|change| {
         let key = match &change.key {
-            Key::Header => 0,
-            Key::Input(name) | Key::Variable(name) => name.len(),
-            Key::Node(id) => id.as_bytes().len(),
+            Key::Header | Key::Tally => 0,
+            Key::Input(name) | Key::Variable(name) | Key::Base(name) => name.len(),
+            Key::Node(id) | Key::Spare(id) => id.as_bytes().len(),
         };
         let value = match &change.op {
             Op::Set { pieces, .. } | Op::Append { pieces, .. } => pieces.iter().map(|p| p.bytes.len()).sum(),

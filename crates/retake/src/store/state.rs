@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::delta::MESSAGE_PACK;
 use super::{Delta, Entry, Image, Key, KeyChange, Op, Piece, StoreError, value};
 use crate::execution::{
-    Addition, Change, ExecutionContext, ExecutionId, ExecutionState, NodeExecutionResult, NodeId, Variable,
-    Variables, WorkflowId,
+    Addition, Base, Cell, Change, ExecutionContext, ExecutionId, ExecutionState, Ledger, Map,
+    NodeExecutionResult, NodeId, Spare, Spend, Variable, Variables, WorkflowId, WriteOp,
 };
 
 /// The part of a state that is neither variable nor result.
@@ -23,6 +23,19 @@ struct Header {
     /// The execution that the state was made by, where that is not the one whose history it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     made_by: Option<ExecutionId>,
+}
+
+/// What changes with every node, kept apart from the header because it is small.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Tally {
+    turn: u64,
+    spend: Spend,
+}
+
+impl Tally {
+    fn of(ledger: &Ledger) -> Self {
+        Self { turn: ledger.turn, spend: ledger.spend }
+    }
 }
 
 impl Header {
@@ -84,18 +97,49 @@ fn changes_between(
     variables(&mut changes, "vars", variables_before, &after.variables, Key::Variable, writer_of)?;
     let no_results = crate::execution::NodeResults::new();
     let results = before.map_or(&no_results, |ctx| &ctx.node_results);
-    for change in results.changes_to(&after.node_results) {
-        match change {
-            Change::Added(id, cell) | Change::Changed { key: id, after: cell, .. } => {
-                let node = crate::execution::Cell::value(cell);
-                changes.push(set(Key::Node(*id), Some(*id), node_piece(id, node)?));
-            }
-            Change::Removed(id, _) => {
-                changes.push(KeyChange { key: Key::Node(*id), writer: Some(*id), op: Op::Remove });
-            }
-        }
-    }
+    records(&mut changes, results, &after.node_results, |id| (Key::Node(*id), Some(*id)), node_piece)?;
+    ledger(&mut changes, before.map(|ctx| &ctx.ledger), &after.ledger)?;
     Ok(Delta::new(changes))
+}
+
+fn ledger(changes: &mut Vec<KeyChange>, before: Option<&Ledger>, after: &Ledger) -> Result<(), StoreError> {
+    let nothing = Ledger::default();
+    let before = before.unwrap_or(&nothing);
+    if Tally::of(before) != Tally::of(after) {
+        changes.push(set(Key::Tally, None, record_piece("the tally", &Tally::of(after))?));
+    }
+    let base = |name: &String, base: &Base| {
+        let path = format!("the base of vars.{name}");
+        base.value.iter().try_for_each(|value| value::check(&path, value))?;
+        record_piece(&path, base)
+    };
+    records(changes, &before.bases, &after.bases, |name| (Key::Base(name.clone()), None), base)?;
+    let spare = |id: &NodeId, spare: &Spare| {
+        check_node(id, &spare.result)?;
+        record_piece(&format!("the earlier result of node {id}"), spare)
+    };
+    records(changes, &before.spares, &after.spares, |id| (Key::Spare(*id), Some(*id)), spare)
+}
+
+/// Adds what changed between two maps of records, each of which is stored whole.
+fn records<K: Ord + Clone, C: Cell>(
+    changes: &mut Vec<KeyChange>,
+    before: &Map<K, C>,
+    after: &Map<K, C>,
+    key: impl Fn(&K) -> (Key, Option<NodeId>),
+    piece: impl Fn(&K, &C::Value) -> Result<Piece, StoreError>,
+) -> Result<(), StoreError> {
+    for change in before.changes_to(after) {
+        let (name, op) = match change {
+            Change::Added(name, cell) | Change::Changed { key: name, after: cell, .. } => {
+                (name, Op::Set { pieces: vec![piece(name, cell.value())?], len: 0 })
+            }
+            Change::Removed(name, _) => (name, Op::Remove),
+        };
+        let (key, writer) = key(name);
+        changes.push(KeyChange { key, writer, op });
+    }
+    Ok(())
 }
 
 /// Returns the context that an image holds.
@@ -116,6 +160,18 @@ pub fn context(execution_id: ExecutionId, image: &Image) -> Result<ExecutionCont
             Key::Node(id) => {
                 let node: NodeExecutionResult = record(&entry_name(execution_id, key), entry)?;
                 ctx.record_node_result(*id, node);
+            }
+            Key::Tally => {
+                let Tally { turn, spend } = record(&entry_name(execution_id, key), entry)?;
+                (ctx.ledger.turn, ctx.ledger.spend) = (turn, spend);
+            }
+            Key::Base(name) => {
+                let base: Base = record(&entry_name(execution_id, key), entry)?;
+                ctx.ledger.bases.set(name.clone(), Cell::new(base));
+            }
+            Key::Spare(id) => {
+                let spare: Spare = record(&entry_name(execution_id, key), entry)?;
+                ctx.ledger.spares.set(*id, Cell::new(spare));
             }
         }
     }
@@ -194,14 +250,18 @@ fn value_piece(path: &str, value: &Value) -> Result<Piece, StoreError> {
 }
 
 fn node_piece(id: &NodeId, node: &NodeExecutionResult) -> Result<Piece, StoreError> {
+    check_node(id, node)?;
+    record_piece(&format!("the result of node {id}"), node)
+}
+
+fn check_node(id: &NodeId, node: &NodeExecutionResult) -> Result<(), StoreError> {
     let path = format!("the result of node {id}");
-    if let Some(output) = node.output() {
-        value::check(&path, output)?;
-    }
-    for value in node.metrics.iter().flat_map(|metrics| metrics.custom.values()) {
-        value::check(&path, value)?;
-    }
-    record_piece(&path, node)
+    let written = node.writes.iter().filter_map(|write| match &write.op {
+        WriteOp::Set(value) | WriteOp::Append(value) => Some(value),
+        WriteOp::Output | WriteOp::Field(_) | WriteOp::Remove => None,
+    });
+    let measured = node.metrics.iter().flat_map(|metrics| metrics.custom.values());
+    node.output().into_iter().chain(measured).chain(written).try_for_each(|value| value::check(&path, value))
 }
 
 fn record_piece(path: &str, record: &impl Serialize) -> Result<Piece, StoreError> {
@@ -255,6 +315,9 @@ fn entry_name(execution_id: ExecutionId, key: &Key) -> String {
         Key::Input(name) => format!("inputs.{name} of execution {execution_id}"),
         Key::Variable(name) => format!("vars.{name} of execution {execution_id}"),
         Key::Node(id) => format!("the result of node {id} of execution {execution_id}"),
+        Key::Tally => format!("the tally of execution {execution_id}"),
+        Key::Base(name) => format!("the base of vars.{name} of execution {execution_id}"),
+        Key::Spare(id) => format!("the earlier result of node {id} of execution {execution_id}"),
     }
 }
 

@@ -74,6 +74,19 @@ pub struct Node {
     pub on_error: OnError,
 }
 
+impl Node {
+    /// Tells whether a result of this node is one of the other too: they do the same, under the same condition, with
+    /// what the same nodes give. How often and how long they are tried, and what their effect is called, is no part of
+    /// that.
+    pub fn gives_the_same_as(&self, other: &Self) -> bool {
+        self.kind == other.kind
+            && self.needs == other.needs
+            && self.condition == other.condition
+            && self.into == other.into
+            && self.on_error == other.on_error
+    }
+}
+
 /// What running a node does to the world outside, which decides what may be done after a crash.
 ///
 /// A node that does not say is [`Pure`](Effect::Pure) if it is a `set`, `wait`, `approval` or `llm`, or an `http`
@@ -238,9 +251,4 @@ fn max_parallel_default() -> usize {
 
 fn is_max_parallel_default(max_parallel: &usize) -> bool {
     *max_parallel == MAX_PARALLEL_DEFAULT
-}
-
-/// Reads a value that is there, so that an explicit null is a value and not an absence.
-pub(super) fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    Value::deserialize(deserializer).map(Some)
 }

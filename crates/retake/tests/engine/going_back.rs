@@ -30,23 +30,62 @@ async fn a_cancelled_run_ends_its_nodes_and_does_not_resume_until_that_is_undone
 }
 
 #[tokio::test]
-async fn a_rollback_goes_back_wholly_and_runs_what_came_after_again() {
+async fn a_linear_rollback_goes_back_wholly_and_runs_what_came_after_again() {
     let journal = Journal::default();
     let engine = engine(&journal);
     let outcome = run(&engine, diamond()).await;
     journal.ran();
-    let plan = engine.plan_rollback(outcome.execution, 3, &Rollback::default()).await.unwrap();
+    let linear = Rollback { extent: Extent::Linear, ..Rollback::default() };
+    let plan = engine.plan_rollback(outcome.execution, 3, &linear).await.unwrap();
     assert_eq!(plan.keep, ["a", "b"]);
     let rerun: Vec<&str> = plan.rerun.iter().map(|rerun| rerun.node.as_str()).collect();
     assert_eq!(rerun, ["c", "d"]);
     assert_eq!(plan.rerun[0].because, "its result is newer than @3");
-    let head = engine.rollback(outcome.execution, plan, Effects::Refuse, somebody()).await.unwrap();
+    let head = engine.apply(plan, somebody()).await.unwrap();
     assert_eq!(head, outcome.head + 1);
     let ctx = engine.store().context(outcome.execution, head).await.unwrap();
     assert_eq!((&ctx.state, ctx.completed_at), (&ExecutionState::Paused, None));
     assert_eq!(ctx.get_variable("last"), None);
     resume(&engine, &outcome).await;
     assert_eq!(journal.ran(), ["c", "d"]);
+}
+
+#[tokio::test]
+async fn a_rollback_keeps_a_branch_that_does_not_depend_on_the_point_though_it_finished_later() {
+    let journal = Journal::default();
+    let engine = engine(&journal);
+    let outcome = run(&engine, diamond()).await;
+    journal.ran();
+    let plan = engine.plan_rollback(outcome.execution, 3, &Rollback::default()).await.unwrap();
+    assert_eq!(plan.keep, ["a", "b", "c"]);
+    let because = "it depends on `b`, and its result is newer than @3".to_owned();
+    assert_eq!(plan.rerun, [Rerun { node: "d".into(), because }]);
+    let head = engine.apply(plan, somebody()).await.unwrap();
+    let record = engine.store().history(outcome.execution, HistoryPage::default()).await.unwrap().remove(0);
+    assert_eq!((record.seq, record.parent, &record.nodes[..]), (head, Some(3), &["c".to_owned()][..]));
+    assert!(record.size_bytes < 400, "what stays is not stored again: {} bytes", record.size_bytes);
+    resume(&engine, &outcome).await;
+    assert_eq!(journal.ran(), ["d"]);
+    assert_eq!(output(&engine, &outcome, "d").await, Some(json!(["a done dry", "a done"])));
+}
+
+#[tokio::test]
+async fn a_node_that_gives_the_same_again_does_not_disturb_those_after_it() {
+    let journal = Journal::default();
+    let engine = engine(&journal);
+    let outcome = run(&engine, diamond()).await;
+    journal.ran();
+    // `b`, `c` and `d` depend on `a`, directly or not.
+    let plan = engine.plan_rollback(outcome.execution, 2, &Rollback::default()).await.unwrap();
+    let rerun: Vec<&str> = plan.rerun.iter().map(|rerun| rerun.node.as_str()).collect();
+    assert_eq!(rerun, ["b", "c", "d"]);
+    engine.apply(plan, somebody()).await.unwrap();
+    let again = resume(&engine, &outcome).await;
+    assert_eq!(journal.ran(), ["b", "c"]);
+    assert_eq!((again.nodes_run, again.nodes_reused, again.nodes_spared), (2, 1, 1));
+    let ctx = engine.store().context(outcome.execution, again.head).await.unwrap();
+    assert_eq!(ctx.get_variable("last"), Some(&json!(["a done dry", "a done"])));
+    assert!(ctx.ledger.spares.is_empty());
 }
 
 #[tokio::test]
@@ -61,9 +100,12 @@ async fn a_variable_set_on_the_way_back_runs_again_what_read_it_and_nothing_else
     assert_eq!(plan.keep, ["a", "c"]);
     let because: Vec<(&str, &str)> =
         plan.rerun.iter().map(|rerun| (rerun.node.as_str(), rerun.because.as_str())).collect();
-    assert_eq!(because, [("b", "it read `vars.tone`, which changes"), ("d", "`b` runs again")]);
+    assert_eq!(
+        because,
+        [("b", "it read `vars.tone`, which changes from \"dry\" to \"warm\""), ("d", "`b` runs again")]
+    );
     assert_eq!(plan.variables["tone"].to, Some(json!("warm")));
-    engine.rollback(outcome.execution, plan, Effects::Refuse, somebody()).await.unwrap();
+    engine.apply(plan, somebody()).await.unwrap();
     resume(&engine, &outcome).await;
     assert_eq!(journal.ran(), ["b", "d"]);
     assert_eq!(output(&engine, &outcome, "d").await, Some(json!(["a done warm", "a done"])));
@@ -94,7 +136,7 @@ async fn going_back_leaves_alone_what_had_read_an_earlier_value_of_a_variable() 
     // `a` had read an empty list, and there is one item at @2.
     let plan = engine.plan_rollback(id, 2, &Rollback::default()).await.unwrap();
     assert_eq!(plan.keep, ["a"]);
-    engine.rollback(id, plan, Effects::Refuse, somebody()).await.unwrap();
+    engine.apply(plan, somebody()).await.unwrap();
     let outcome = resume(&engine, &outcome).await;
     let messages = |ctx: retake::ExecutionContext| ctx.get_variable("messages").cloned().unwrap_or_default();
     let all = messages(engine.store().context(id, outcome.head).await.unwrap());
@@ -131,8 +173,11 @@ async fn what_runs_again_finds_variables_as_they_were_before_it_ran() {
     assert_eq!(plan.keep, ["a"]);
     let because: Vec<&str> = plan.rerun.iter().map(|rerun| rerun.because.as_str()).collect();
     let written_again = "it read `vars.messages`, which `b` writes again";
-    assert_eq!(because, ["it read `vars.tone`, which changes", written_again, written_again]);
-    engine.rollback(id, plan, Effects::Refuse, somebody()).await.unwrap();
+    assert_eq!(
+        because,
+        ["it read `vars.tone`, which changes from \"dry\" to \"warm\"", written_again, written_again]
+    );
+    engine.apply(plan, somebody()).await.unwrap();
     let again = resume(&engine, &outcome).await;
     let ctx = engine.store().context(id, again.head).await.unwrap();
     assert_eq!(ctx.get_variable("messages"), Some(&json!([["a", null], ["b", "warm"]])));
@@ -155,7 +200,7 @@ async fn a_selective_rollback_touches_what_it_names_and_says_what_no_longer_fits
     assert_eq!(plan.keep, ["a", "c", "d"]);
     assert_eq!(plan.rerun.len(), 1);
     assert_eq!(plan.inconsistent[0].node, "d");
-    let head = engine.rollback(outcome.execution, plan, Effects::Refuse, somebody()).await.unwrap();
+    let head = engine.apply(plan, somebody()).await.unwrap();
     let after = engine.store().context(outcome.execution, head).await.unwrap();
     assert_eq!(after.get_variable("last"), None);
     assert_eq!(after.get_variable("tone"), before.get_variable("tone"));
@@ -175,7 +220,7 @@ async fn undo_takes_back_a_rollback_and_redo_does_it_again() {
     let outcome = run(&engine, diamond()).await;
     let id = outcome.execution;
     let plan = engine.plan_rollback(id, 2, &Rollback::default()).await.unwrap();
-    engine.rollback(id, plan, Effects::Refuse, somebody()).await.unwrap();
+    engine.apply(plan, somebody()).await.unwrap();
     let rerun = resume(&engine, &outcome).await;
     journal.ran();
     let undone = engine.undo(id, Effects::Refuse, somebody()).await.unwrap();
@@ -217,19 +262,20 @@ async fn going_back_over_an_effect_is_refused_unless_a_person_decides() {
     journal.ran();
     let plan = engine.plan_rollback(id, 1, &Rollback::default()).await.unwrap();
     assert_eq!(plan.irreversible, ["mail"]);
-    let refused = engine.rollback(id, plan, Effects::Refuse, somebody()).await.unwrap_err();
+    let refused = engine.apply(plan, somebody()).await.unwrap_err();
     assert!(matches!(&refused, EngineError::Irreversible { nodes } if *nodes == ["mail"]), "{refused}");
     assert_eq!(engine.store().require(id).await.unwrap().head, outcome.head);
 
     let keep = Rollback { effects: Effects::Keep, ..Rollback::default() };
     let plan = engine.plan_rollback(id, 1, &keep).await.unwrap();
     assert_eq!(plan.keep, ["mail"]);
-    engine.rollback(id, plan, Effects::Keep, somebody()).await.unwrap();
+    engine.apply(plan, somebody()).await.unwrap();
     resume(&engine, &outcome).await;
     assert_eq!(journal.ran(), ["draft"]);
 
-    let plan = engine.plan_rollback(id, 1, &Rollback::default()).await.unwrap();
-    engine.rollback(id, plan, Effects::Again, somebody()).await.unwrap();
+    let again = Rollback { effects: Effects::Again, ..Rollback::default() };
+    let plan = engine.plan_rollback(id, 1, &again).await.unwrap();
+    engine.apply(plan, somebody()).await.unwrap();
     let last = resume(&engine, &outcome).await;
     assert_eq!(journal.ran(), ["draft", "mail"]);
     let second = key(engine.store().context(id, last.head).await.unwrap());
@@ -273,12 +319,12 @@ async fn going_back_to_the_mark_of_an_effect_does_not_forget_that_it_happened() 
     let mark =
         history.iter().find(|point| point.cause == Cause::Started { node: "mail".into() }).unwrap().seq;
     let plan = engine.plan_rollback(id, mark, &Rollback::default()).await.unwrap();
-    irreversible(engine.rollback(id, plan, Effects::Refuse, somebody()).await);
+    irreversible(engine.apply(plan, somebody()).await);
 
     let keep = Rollback { effects: Effects::Keep, ..Rollback::default() };
     let plan = engine.plan_rollback(id, mark, &keep).await.unwrap();
     assert_eq!(plan.keep, ["draft", "ok", "mail"]);
-    engine.rollback(id, plan, Effects::Keep, somebody()).await.unwrap();
+    engine.apply(plan, somebody()).await.unwrap();
     journal.ran();
     let again = resume(&engine, &outcome).await;
     assert_eq!(journal.ran(), ["last"]);
@@ -287,9 +333,10 @@ async fn going_back_to_the_mark_of_an_effect_does_not_forget_that_it_happened() 
 
     let once_more = Rollback { effects: Effects::Again, ..Rollback::default() };
     let plan = engine.plan_rollback(id, mark, &once_more).await.unwrap();
-    engine.rollback(id, plan, Effects::Again, somebody()).await.unwrap();
+    engine.apply(plan, somebody()).await.unwrap();
     resume(&engine, &outcome).await;
-    assert_eq!(journal.ran(), ["mail", "last"]);
+    // It gave the same, so that `last` need not run once more.
+    assert_eq!(journal.ran(), ["mail"]);
 }
 
 #[tokio::test]
@@ -301,7 +348,7 @@ async fn an_effect_that_failed_may_have_happened_and_keeps_its_key_on_resume() {
     assert_eq!(outcome.state.name(), "failed");
     let id = outcome.execution;
     let plan = engine.plan_rollback(id, 2, &Rollback::default()).await.unwrap();
-    irreversible(engine.rollback(id, plan, Effects::Refuse, somebody()).await);
+    irreversible(engine.apply(plan, somebody()).await);
     let key = |ctx: retake::ExecutionContext| {
         ctx.get_node_result(&node_id("mail")).unwrap().idempotency_key.clone()
     };
@@ -318,19 +365,19 @@ async fn a_redo_is_refused_once_something_ran_after_the_undo() {
     let outcome = run(&engine, diamond()).await;
     let id = outcome.execution;
     let plan = engine.plan_rollback(id, 2, &Rollback::default()).await.unwrap();
-    engine.rollback(id, plan, Effects::Refuse, somebody()).await.unwrap();
+    engine.apply(plan, somebody()).await.unwrap();
     engine.undo(id, Effects::Refuse, somebody()).await.unwrap();
     engine.checkpoint(id, Some("mine".into()), somebody()).await.unwrap();
     assert!(engine.redo(id, Effects::Refuse, somebody()).await.is_ok(), "a label alone loses nothing");
     engine.undo(id, Effects::Refuse, somebody()).await.unwrap();
     let plan = engine.plan_rollback(id, 3, &Rollback::default()).await.unwrap();
-    engine.rollback(id, plan, Effects::Refuse, somebody()).await.unwrap();
+    engine.apply(plan, somebody()).await.unwrap();
     let refused = engine.redo(id, Effects::Refuse, somebody()).await.unwrap_err();
     assert!(matches!(refused, EngineError::NothingTo { verb: "redo", .. }), "{refused}");
 
     engine.undo(id, Effects::Refuse, somebody()).await.unwrap();
     let plan = engine.plan_rollback(id, 2, &Rollback::default()).await.unwrap();
-    engine.rollback(id, plan, Effects::Refuse, somebody()).await.unwrap();
+    engine.apply(plan, somebody()).await.unwrap();
     engine.undo(id, Effects::Refuse, somebody()).await.unwrap();
     resume(&engine, &outcome).await;
     assert!(engine.redo(id, Effects::Refuse, somebody()).await.is_ok(), "nothing ran: the run was complete");
@@ -383,7 +430,7 @@ async fn a_plan_for_a_head_that_moved_is_refused() {
     let outcome = run(&engine, diamond()).await;
     let plan = engine.plan_rollback(outcome.execution, 2, &Rollback::default()).await.unwrap();
     engine.checkpoint(outcome.execution, Some("mine".into()), somebody()).await.unwrap();
-    let refused = engine.rollback(outcome.execution, plan, Effects::Refuse, somebody()).await.unwrap_err();
+    let refused = engine.apply(plan, somebody()).await.unwrap_err();
     assert!(
         matches!(refused, EngineError::Store(StoreError::Conflict(Conflict::HeadMoved { .. }))),
         "{refused}"

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use retake::checkpoint::{CheckpointConfig, CheckpointFrequency};
 use retake::engine::{
-    Decision, Effects, Engine, EngineError, Extent, NodeContext, NodeError, Outcome, Registry, Resume,
+    Decision, Effects, Engine, EngineError, Extent, NodeContext, NodeError, Outcome, Registry, Rerun, Resume,
     Rollback, Start,
 };
 use retake::execution::{ExecutionResult, ExecutionState, Subject, node_id};

@@ -17,7 +17,11 @@ pub struct InputSpec {
     #[serde(rename = "type", default)]
     pub kind: InputType,
     /// What it is when it is not given. An input without a default must be given.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "super::present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::execution::present"
+    )]
     pub default: Option<Value>,
     /// What it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]

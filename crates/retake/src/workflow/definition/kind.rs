@@ -64,7 +64,11 @@ pub struct Http {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
     /// The body as JSON. Not together with `body`.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "super::present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::execution::present"
+    )]
     pub json: Option<Value>,
     /// The statuses that count as success; without any, 200 to 299.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]

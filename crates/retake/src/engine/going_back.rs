@@ -1,0 +1,434 @@
+//! Going back, changing, forking, and taking that back. Each is worked out first, as a [`Plan`], and then is one commit.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::operation::AtRest;
+use super::plan::{self, Edit, Effects, Known, NewState, Plan, PlannedChange, Point, Redefinition, Rollback};
+use super::secret::Masks;
+use super::{Engine, EngineError, Names, Redefine};
+use crate::execution::{Change, ExecutionContext, ExecutionId, ExecutionState};
+use crate::store::{
+    Cause, CheckpointRecord, Conflict, HistoryPage, NewExecution, NewOperation, NewWorkflow, OperationRecord,
+    Origin, Seq, StoreError, StoreExt, delta,
+};
+use crate::workflow::Workflow;
+
+/// How a fork is made.
+#[derive(Debug, Clone, Default)]
+pub struct Fork {
+    /// The readable name; without it, one is drawn.
+    pub name: Option<String>,
+    /// Variables to set. Nodes that had read another value, and what depends on them, run again in the fork.
+    pub set: BTreeMap<String, Value>,
+    /// The workflow that the fork runs; without it, that of the point.
+    pub workflow: Option<Workflow>,
+    /// What to do about effects outside that would happen in the fork once more.
+    pub effects: Effects,
+}
+
+/// A fork that was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forked {
+    /// The new execution.
+    pub execution: ExecutionId,
+    /// Its readable name.
+    pub name: String,
+}
+
+impl Engine {
+    /// Works out what going back to a point would do. Changes nothing.
+    ///
+    /// Reads two states and their records, whatever the length of the history.
+    ///
+    /// # Errors
+    /// [`StoreError::NoPoint`], [`StoreError::Pruned`], [`EngineError::NothingThere`], [`EngineError::Misfit`].
+    pub async fn plan_rollback(
+        &self,
+        id: ExecutionId,
+        target: Seq,
+        request: &Rollback,
+    ) -> Result<Plan, EngineError> {
+        let head = self.head(id).await?;
+        let workflow = self.workflow_with_id(head.ctx.workflow_id, &head.name).await?;
+        let target = self.point(id, target).await?;
+        let is_on_line = self.is_on_line(id, head.point.record.seq, target.record.seq).await?;
+        let then = match target.ctx.workflow_id == head.ctx.workflow_id {
+            true => None,
+            false => Some(self.workflow_with_id(target.ctx.workflow_id, &head.name).await?),
+        };
+        let name = &head.name;
+        // The state of another workflow comes back as a whole, with its workflow.
+        let Some(then) = then else {
+            let known = Known { name, workflow: &workflow, head: &head.point, target: &target, is_on_line };
+            return plan::rollback(known, request);
+        };
+        let known = Known { name, workflow: &then, head: &head.point, target: &target, is_on_line: false };
+        let mut plan = plan::rollback(known, request)?;
+        plan.change.workflow = Some(Box::new(then));
+        Ok(plan)
+    }
+
+    /// Works out what a change of the state at the head would do. Changes nothing.
+    ///
+    /// # Errors
+    /// [`EngineError::NoNode`], [`EngineError::HasOutput`], [`EngineError::HasNoOutput`], [`EngineError::Misfit`], and
+    /// [`StoreError::Unstorable`] for an output.
+    pub async fn plan_edit(&self, id: ExecutionId, request: &Edit) -> Result<Plan, EngineError> {
+        let head = self.head(id).await?;
+        let workflow = self.workflow_with_id(head.ctx.workflow_id, &head.name).await?;
+        let (name, point) = (&head.name, &head.point);
+        plan::edit(Known { name, workflow: &workflow, head: point, target: point, is_on_line: true }, request)
+    }
+
+    /// Works out what going on with another workflow would do: nodes that are the same in both keep their results.
+    /// Changes nothing.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] where the workflow wants an input that the execution does not have,
+    /// [`EngineError::Variable`], [`EngineError::NoHandler`], [`EngineError::Misfit`].
+    pub async fn plan_redefinition(&self, id: ExecutionId, request: Redefine) -> Result<Plan, EngineError> {
+        let head = self.head(id).await?;
+        let workflow = self.workflow_with_id(head.ctx.workflow_id, &head.name).await?;
+        let (name, point) = (&head.name, &head.point);
+        let known = Known { name, workflow: &workflow, head: point, target: point, is_on_line: true };
+        let new = self.redefinition(known, request.workflow)?;
+        plan::go_on(known, Cause::Edit, Some(new), &BTreeMap::new(), request.effects)
+    }
+
+    /// Works out what of a point's state a fork would keep. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`plan_redefinition`](Self::plan_redefinition), and [`StoreError::NoPoint`], [`StoreError::Pruned`].
+    pub async fn plan_fork(&self, id: ExecutionId, seq: Seq, fork: &Fork) -> Result<Plan, EngineError> {
+        let record = self.store.require(id).await?;
+        let point = self.point(id, seq).await?;
+        let workflow = self.workflow_with_id(point.ctx.workflow_id, &record.name).await?;
+        let known =
+            Known { name: &record.name, workflow: &workflow, head: &point, target: &point, is_on_line: true };
+        let new = match &fork.workflow {
+            Some(workflow) => Some(self.redefinition(known, workflow.clone())?),
+            None => None,
+        };
+        let cause = Cause::Fork { origin: Origin { execution_id: id, seq } };
+        plan::go_on(known, cause, new, &fork.set, fork.effects)
+    }
+
+    /// Applies a plan of a rollback, an edit or another workflow: appends one checkpoint and removes none. Returns it.
+    ///
+    /// # Errors
+    /// [`EngineError::Irreversible`] where effects outside would be forgotten and the request did not say what to do;
+    /// [`Conflict::HeadMoved`] where the head moved since the plan was made; [`Conflict::Leased`] while another process
+    /// advances the execution. Nothing has changed then.
+    pub async fn apply(&self, plan: Plan, operation: NewOperation) -> Result<Seq, EngineError> {
+        refuse_irreversible(plan.change.effects, &plan.irreversible)?;
+        let id = plan.change.execution;
+        let rest = self.rest(id).await?;
+        let (expected, found) = (plan.head, rest.record.head);
+        let done = match expected == found {
+            true => self.commit_change(&rest, plan.change, operation).await,
+            false => Err(StoreError::from(Conflict::HeadMoved { execution: id, expected, found }).into()),
+        };
+        rest.end(done).await
+    }
+
+    /// Makes a new execution whose history begins at a point of another, as planned by [`plan_fork`](Self::plan_fork).
+    /// It shares what is stored with its origin, and outlives it.
+    ///
+    /// # Errors
+    /// [`Conflict::NameTaken`], and [`EngineError::Irreversible`] as for [`apply`](Self::apply).
+    pub async fn fork(
+        &self,
+        plan: Plan,
+        name: Option<String>,
+        operation: NewOperation,
+    ) -> Result<Forked, EngineError> {
+        refuse_irreversible(plan.change.effects, &plan.irreversible)?;
+        let PlannedChange {
+            execution: origin,
+            cause,
+            after: NewState { ctx: mut after, writers },
+            workflow,
+            ..
+        } = plan.change;
+        let before = self.store.context(origin, plan.target).await?;
+        let workflow = match workflow {
+            Some(workflow) => *workflow,
+            None => self.workflow_with_id(before.workflow_id, &origin.to_string()).await?,
+        };
+        after.execution_id = self.clock.new_id();
+        after.started_at = self.clock.now();
+        let id = after.execution_id;
+        let mut first = self.new_checkpoint(&after, cause);
+        first.delta = delta(Some(&before), &after, |name| writers.get(name).copied())?;
+        first.compress = workflow.definition().checkpoints.compress;
+        first.operation = Some(operation);
+        let mut names = Names::new(name, id);
+        loop {
+            let name = names.draw();
+            let new = NewExecution {
+                id,
+                name: name.clone(),
+                workflow_id: workflow.id(),
+                workflow_name: workflow.name().to_owned(),
+                definition: workflow.definition().to_json(),
+                origin: Some(Origin { execution_id: origin, seq: plan.target }),
+            };
+            let created = self.store.create(new, first.clone()).await.map(drop);
+            if names.takes(created.map_err(EngineError::from))? {
+                return Ok(Forked { execution: id, name });
+            }
+        }
+    }
+
+    /// Takes back the last operation that was not taken back yet: a rollback, an edit, a decision or a cancellation.
+    /// Returns the newest point, whose state is the one before that operation. What ran since stays in the history.
+    ///
+    /// # Errors
+    /// [`EngineError::NothingTo`]; [`EngineError::Irreversible`] as for a rollback; [`StoreError::Pruned`] where the
+    /// state before is gone.
+    pub async fn undo(
+        &self,
+        id: ExecutionId,
+        effects: Effects,
+        operation: NewOperation,
+    ) -> Result<Seq, EngineError> {
+        let last = |log: &[OperationRecord], _| {
+            let last = Log::read(log).done.pop()?;
+            Some((Cause::Undo { operation: last.number }, last.before))
+        };
+        self.turn_back(id, "undo", last, effects, operation).await
+    }
+
+    /// Does again what [`undo`](Self::undo) took back last. Returns the newest point, whose state is the one before
+    /// that undo.
+    ///
+    /// # Errors
+    /// As [`undo`](Self::undo). Once anything else was done after an undo, there is nothing to redo: it would be lost.
+    pub async fn redo(
+        &self,
+        id: ExecutionId,
+        effects: Effects,
+        operation: NewOperation,
+    ) -> Result<Seq, EngineError> {
+        let last = |log: &[OperationRecord], head| {
+            // What ran since the undo would be lost.
+            let is_untouched = log.first().is_some_and(|last| last.after == head);
+            let (undone, undo) = Log::read(log).undone.pop().filter(|_| is_untouched)?;
+            Some((Cause::Redo { operation: undone.number }, undo.before))
+        };
+        self.turn_back(id, "redo", last, effects, operation).await
+    }
+
+    /// Makes the state of the point that `choose` finds in the operation log the head.
+    async fn turn_back(
+        &self,
+        id: ExecutionId,
+        verb: &'static str,
+        choose: impl Fn(&[OperationRecord], Seq) -> Option<(Cause, Seq)>,
+        effects: Effects,
+        operation: NewOperation,
+    ) -> Result<Seq, EngineError> {
+        let rest = self.rest(id).await?;
+        let done = match self.store.operations(id).await {
+            Ok(log) => match choose(&log, rest.record.head) {
+                Some((cause, seq)) => self.return_to(&rest, seq, (cause, effects), operation).await,
+                None => Err(EngineError::NothingTo { name: rest.record.name.clone(), verb }),
+            },
+            Err(error) => Err(error.into()),
+        };
+        rest.end(done).await
+    }
+
+    async fn return_to(
+        &self,
+        rest: &AtRest,
+        seq: Seq,
+        (cause, effects): (Cause, Effects),
+        operation: NewOperation,
+    ) -> Result<Seq, EngineError> {
+        let id = rest.record.id;
+        let then = self.store.context(id, seq).await?;
+        let workflow = self.workflow_with_id(then.workflow_id, &rest.record.name).await?;
+        let mut after = NewState { ctx: then, writers: BTreeMap::new() };
+        // Whoever ran then runs no more.
+        if after.ctx.state == ExecutionState::Running {
+            after.ctx.state = ExecutionState::Paused;
+        }
+        after.ctx.generation = rest.record.head + 1;
+        after.ctx.ledger.turn = rest.ctx.ledger.turn;
+        after.ctx.ledger.spend = rest.ctx.ledger.spend;
+        let irreversible = plan::settle_effects(&workflow, &rest.ctx, &mut after, effects);
+        refuse_irreversible(effects, &irreversible)?;
+        let workflow = (rest.ctx.workflow_id != workflow.id()).then(|| Box::new(workflow));
+        let change = PlannedChange { execution: id, effects, cause, parent: seq, base: seq, after, workflow };
+        self.commit_change(rest, change, operation).await
+    }
+
+    async fn commit_change(
+        &self,
+        rest: &AtRest,
+        change: PlannedChange,
+        operation: NewOperation,
+    ) -> Result<Seq, EngineError> {
+        let PlannedChange { cause, parent, base, after: NewState { ctx, writers }, workflow, .. } = change;
+        let id = rest.record.id;
+        let nearest = match base == rest.record.head {
+            true => rest.ctx.clone(),
+            false => self.store.context(id, base).await?,
+        };
+        let mut checkpoint = self.new_checkpoint(&ctx, cause);
+        checkpoint.delta = delta(Some(&nearest), &ctx, |name| writers.get(name).copied())?;
+        checkpoint.parent = Some(parent);
+        checkpoint.base = Some(base);
+        checkpoint.workflow = workflow.map(|workflow| new_workflow(&workflow));
+        checkpoint.operation = Some(operation);
+        if base != parent {
+            let workflow = self.workflow_with_id(ctx.workflow_id, &rest.record.name).await?;
+            checkpoint.nodes = recorded_since(&workflow, &self.store.context(id, parent).await?, &ctx);
+        }
+        self.commit(rest, checkpoint).await
+    }
+
+    /// Returns the head of an execution that has one, with the execution's name.
+    async fn head(&self, id: ExecutionId) -> Result<Head, EngineError> {
+        let record = self.store.require(id).await?;
+        let point = self.point(id, record.head).await?;
+        Ok(Head { name: record.name, ctx: point.ctx.clone(), point })
+    }
+
+    async fn point(&self, id: ExecutionId, seq: Seq) -> Result<Point, EngineError> {
+        let ctx = self.store.context(id, seq).await?;
+        match self.record_of(id, seq).await? {
+            Some(record) => Ok(Point { record, ctx }),
+            None => Err(StoreError::Pruned { execution: id, seq }.into()),
+        }
+    }
+
+    async fn record_of(&self, id: ExecutionId, seq: Seq) -> Result<Option<CheckpointRecord>, EngineError> {
+        let page = HistoryPage { before: Some(seq + 1), limit: Some(1) };
+        Ok(self.store.history(id, page).await?.pop().filter(|record| record.seq == seq))
+    }
+
+    /// Tells whether a point precedes another on its time line. Time lines leave the order of the numbers only where an
+    /// operation went back, so that only these are looked at.
+    async fn is_on_line(&self, id: ExecutionId, head: Seq, target: Seq) -> Result<bool, EngineError> {
+        let mut at = head;
+        for operation in self.store.operations(id).await? {
+            let goes_back =
+                matches!(operation.cause, Cause::Rollback { .. } | Cause::Undo { .. } | Cause::Redo { .. });
+            if !goes_back || operation.after > at {
+                continue;
+            }
+            if operation.after <= target {
+                break;
+            }
+            // Where the record is gone, nobody can tell what was before it.
+            let record = self.record_of(id, operation.after).await?;
+            at = record.and_then(|record| record.parent).unwrap_or(0);
+        }
+        Ok(at >= target)
+    }
+
+    /// Returns what another workflow changes for an execution before any node is looked at.
+    fn redefinition(&self, known: Known<'_>, workflow: Workflow) -> Result<Redefinition, EngineError> {
+        self.check_handlers(&workflow)?;
+        let ctx = &known.head.ctx;
+        let given = |name: &String| workflow.definition().inputs.contains_key(name);
+        let inputs = ctx.inputs.iter().filter(|(name, _)| given(name));
+        let inputs = inputs.map(|(name, value)| (name.clone(), value.clone())).collect();
+        let mut opening = ctx.clone();
+        opening.inputs = workflow.definition().inputs_from(inputs)?.into_iter().collect();
+        let old = &known.workflow.definition().vars;
+        let changed = |name: &str, value: &Value| old.get(name) != Some(value);
+        let masks = Arc::new(Masks::default());
+        let variables = self.first_values(&workflow, &opening, known.name, &masks, changed)?;
+        let variables = variables.into_iter().map(|(name, value)| (name, Some(value))).collect();
+        Ok(Redefinition { workflow, variables, inputs: opening.inputs })
+    }
+}
+
+fn new_workflow(workflow: &Workflow) -> NewWorkflow {
+    NewWorkflow {
+        id: workflow.id(),
+        name: workflow.name().to_owned(),
+        definition: workflow.definition().to_json(),
+    }
+}
+
+/// An execution's head.
+struct Head {
+    name: String,
+    ctx: ExecutionContext,
+    point: Point,
+}
+
+fn refuse_irreversible(effects: Effects, irreversible: &[String]) -> Result<(), EngineError> {
+    match effects {
+        Effects::Refuse if !irreversible.is_empty() => {
+            Err(EngineError::Irreversible { nodes: irreversible.to_vec() })
+        }
+        Effects::Refuse | Effects::Again | Effects::Keep => Ok(()),
+    }
+}
+
+/// Returns the nodes whose results a state has and an earlier one has not.
+fn recorded_since(workflow: &Workflow, then: &ExecutionContext, now: &ExecutionContext) -> Vec<String> {
+    let graph = workflow.graph();
+    let changes = then.node_results.changes_to(&now.node_results);
+    let ids = changes.filter_map(|change| match change {
+        Change::Added(id, _) | Change::Changed { key: id, .. } => Some(id),
+        Change::Removed(..) => None,
+    });
+    let mut nodes: Vec<usize> = ids.filter_map(|id| graph.index_of_id(id)).collect();
+    nodes.sort_unstable();
+    nodes.into_iter().map(|node| graph.name(node).to_owned()).collect()
+}
+
+/// The operations that can be taken back, and those that were and can be done again.
+struct Log<'o> {
+    done: Vec<&'o OperationRecord>,
+    /// With the undo that took it back.
+    undone: Vec<(&'o OperationRecord, &'o OperationRecord)>,
+}
+
+impl<'o> Log<'o> {
+    /// Reads a log, which stands newest first.
+    fn read(log: &'o [OperationRecord]) -> Self {
+        let mut read = Self { done: Vec::new(), undone: Vec::new() };
+        for record in log.iter().rev() {
+            match &record.cause {
+                Cause::Undo { .. } => {
+                    if let Some(undone) = read.done.pop() {
+                        read.undone.push((undone, record));
+                    }
+                }
+                Cause::Redo { .. } => {
+                    if let Some((redone, _)) = read.undone.pop() {
+                        read.done.push(redone);
+                    }
+                }
+                Cause::Rollback { .. } | Cause::Edit | Cause::Approve { .. } | Cause::Cancel => {
+                    read.done.push(record);
+                    read.undone.clear();
+                }
+                // What ran from here on would be lost by a redo.
+                Cause::Resume => read.undone.clear(),
+                Cause::Start
+                | Cause::Nodes
+                | Cause::Interval
+                | Cause::Before { .. }
+                | Cause::LongNode { .. }
+                | Cause::Started { .. }
+                | Cause::Manual
+                | Cause::Save
+                | Cause::Pause
+                | Cause::Finish
+                | Cause::Fork { .. } => {}
+            }
+        }
+        read
+    }
+}

@@ -1,0 +1,178 @@
+//! What an execution remembers beside its state, so that a part of the state can be taken back: in which order nodes
+//! and people changed it, what variables were before nodes wrote them, results that may be used again, and money.
+//!
+//! A variable is what its *base* becomes by the writes of nodes, one after the other. Every result keeps its own
+//! writes, so the value without those of some nodes can always be worked out, from the state alone.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    AppendError, Cell, ExecutionContext, Map, NodeExecutionResult, NodeId, Shared, Spend, Write, WriteOp,
+    present,
+};
+
+/// The order of changes, what lies below them, and what they cost.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Ledger {
+    /// The number of the last change. It never goes back, not even in a rollback.
+    #[serde(default)]
+    pub turn: u64,
+    /// What the execution has cost.
+    #[serde(default)]
+    pub spend: Spend,
+    /// What variables are before any node writes them, where that is not simply their value.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = std::collections::BTreeMap<String, Base>))]
+    pub bases: Map<String, Shared<Base>>,
+    /// Results that were taken back, and stand again if their nodes would see what they saw then.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = std::collections::BTreeMap<String, Spare>))]
+    pub spares: Map<NodeId, Shared<Spare>>,
+}
+
+/// What a variable was made by somebody who is not a node: the workflow at the start, or a person.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Base {
+    /// The turn: 0 for the start. What nodes wrote before it is gone.
+    pub turn: u64,
+    /// The value, or `None` where there is no such variable.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub value: Option<Value>,
+}
+
+/// A result that was taken back because something before it changed, which may turn out to be the same again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Spare {
+    /// The result.
+    pub result: NodeExecutionResult,
+    /// The hash of what the nodes that it waits for had given.
+    pub upstream: String,
+}
+
+impl ExecutionContext {
+    /// Records what a node gave and applies what it wrote, in one turn.
+    ///
+    /// # Errors
+    /// [`AppendError`] where a write does not fit its variable. Nothing has changed then.
+    pub fn conclude(&mut self, node: NodeId, mut result: NodeExecutionResult) -> Result<(), AppendError> {
+        let mut after = self.clone();
+        after.ledger.turn += 1;
+        result.ended = after.ledger.turn;
+        for write in &result.writes {
+            after.bury(&write.variable);
+            after.apply_write(write, &result)?;
+        }
+        after.ledger.spares.remove(&node);
+        after.record_node_result(node, result);
+        *self = after;
+        Ok(())
+    }
+
+    /// Sets a variable on behalf of a person, or removes it, in a turn of its own.
+    pub fn set_by_hand(&mut self, name: &str, value: Option<Value>) {
+        self.ledger.turn += 1;
+        let base = Base { turn: self.ledger.turn, value };
+        match &base.value {
+            Some(value) => self.set_variable(name.to_owned(), value.clone()),
+            None => {
+                self.variables.remove(name);
+            }
+        }
+        self.ledger.bases.set(name.to_owned(), Cell::new(base));
+    }
+
+    /// Keeps the value that no node has written before the first one does.
+    fn bury(&mut self, name: &str) {
+        if !self.ledger.bases.contains_key(name) {
+            let base = Base { turn: 0, value: self.get_variable(name).cloned() };
+            self.ledger.bases.set(name.to_owned(), Cell::new(base));
+        }
+    }
+
+    /// Applies one write of a node that gave `result`.
+    ///
+    /// # Errors
+    /// [`AppendError`] where it does not fit the variable, which stays as it was.
+    pub(crate) fn apply_write(
+        &mut self,
+        write: &Write,
+        result: &NodeExecutionResult,
+    ) -> Result<(), AppendError> {
+        let name = &write.variable;
+        match &write.op {
+            WriteOp::Set(value) => self.set_variable(name.clone(), value.clone()),
+            WriteOp::Output => self.set_variable(name.clone(), result.output().cloned().unwrap_or_default()),
+            WriteOp::Field(field) => {
+                let value = result.output().and_then(|output| output.get(field)).cloned();
+                self.set_variable(name.clone(), value.unwrap_or_default());
+            }
+            WriteOp::Append(value) => self.append(name, value.clone())?,
+            WriteOp::Remove => {
+                self.variables.remove(name);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::execution::ExecutionResult;
+
+    fn gave(output: Value, writes: Vec<Write>) -> NodeExecutionResult {
+        let mut result = NodeExecutionResult::new().complete(ExecutionResult::Success(output));
+        result.writes = writes;
+        result
+    }
+
+    fn write(variable: &str, op: WriteOp) -> Write {
+        Write { variable: variable.to_owned(), op }
+    }
+
+    #[test]
+    fn a_result_is_recorded_with_its_writes_in_one_turn_and_what_lay_below_is_kept() {
+        let mut ctx = ExecutionContext::new(Uuid::from_u128(1));
+        ctx.set_variable("log".into(), json!(["start"]));
+        let writes = vec![
+            write("log", WriteOp::Append(json!("a"))),
+            write("draft", WriteOp::Output),
+            write("title", WriteOp::Field("title".into())),
+        ];
+        ctx.conclude(Uuid::from_u128(5), gave(json!({"title": "Otters"}), writes)).unwrap();
+        assert_eq!(ctx.get_variable("log"), Some(&json!(["start", "a"])));
+        assert_eq!(ctx.get_variable("draft"), Some(&json!({"title": "Otters"})));
+        assert_eq!(ctx.get_variable("title"), Some(&json!("Otters")));
+        assert_eq!((ctx.ledger.turn, ctx.node_results[&Uuid::from_u128(5)].ended), (1, 1));
+        let base = |name: &str| ctx.ledger.bases.get(name).cloned();
+        assert_eq!(base("log"), Some(Base { turn: 0, value: Some(json!(["start"])) }));
+        assert_eq!(base("draft"), Some(Base { turn: 0, value: None }));
+    }
+
+    #[test]
+    fn a_result_whose_writes_do_not_fit_changes_nothing() {
+        let mut ctx = ExecutionContext::new(Uuid::from_u128(1));
+        ctx.set_variable("count".into(), json!(1));
+        let before = ctx.clone();
+        let writes = vec![write("other", WriteOp::Remove), write("count", WriteOp::Append(json!(2)))];
+        assert!(ctx.conclude(Uuid::from_u128(5), gave(json!(null), writes)).is_err());
+        assert_eq!(ctx, before);
+    }
+
+    #[test]
+    fn what_a_person_sets_is_the_base_for_what_follows() {
+        let mut ctx = ExecutionContext::new(Uuid::from_u128(1));
+        ctx.set_by_hand("tone", Some(json!(null)));
+        ctx.set_by_hand("gone", None);
+        assert_eq!(ctx.ledger.bases["tone"], Base { turn: 1, value: Some(json!(null)) });
+        let text = serde_json::to_string(&ctx.ledger).unwrap();
+        assert_eq!(serde_json::from_str::<Ledger>(&text).unwrap(), ctx.ledger);
+    }
+}
