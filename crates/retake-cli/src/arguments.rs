@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Log(command::log::Log),
     /// Show the state of a run at a point, or one node of it
     Show(command::show::Show),
+    /// Say why a node ran or was reused, and what would make it run again
+    Explain(command::explain::Explain),
     /// Make a checkpoint now
     Checkpoint(command::checkpoint::Checkpoint),
     /// Go back to a point of a run

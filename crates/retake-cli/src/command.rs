@@ -6,6 +6,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod doctor;
+pub(crate) mod explain;
 pub(crate) mod init;
 pub(crate) mod log;
 pub(crate) mod ls;
@@ -41,6 +42,7 @@ pub(crate) async fn execute(app: &App, command: Command) -> Result<ExitCode, Fai
         Command::Ls(ls) => ls.execute(app).await,
         Command::Log(log) => log.execute(app).await,
         Command::Show(show) => show.execute(app).await,
+        Command::Explain(explain) => explain.execute(app).await,
         Command::Checkpoint(checkpoint) => checkpoint.execute(app).await,
         Command::Rollback(rollback) => rollback.execute(app).await,
         Command::Undo(undo) => undo.execute(app).await,

@@ -509,3 +509,28 @@ fn a_run_that_is_being_advanced_is_neither_removed_nor_taken_back() {
     place.refused(&["undo", "otter"], 4, "is being advanced by");
     assert_eq!(place.json(&["ls"])[0]["head"], 4);
 }
+
+#[test]
+fn a_node_is_explained_by_why_it_ran_and_what_would_make_it_run_again() {
+    let place = Place::with_letter("otter");
+    place.json(&["rollback", "otter", "--set", "tone=warm", "--yes"]);
+    let text = place.text(&["explain", "otter", "draft"]);
+    assert!(text.starts_with("draft of otter pending\n"), "{text}");
+    assert!(
+        text.contains("taken back: it read `vars.tone`, which changes from \"dry\" to \"warm\""),
+        "{text}"
+    );
+    place.resume("otter");
+    let explanation = place.json(&["explain", "otter", "draft"]);
+    assert_eq!(explanation["node"], "draft");
+    assert_eq!(
+        explanation["because"],
+        "it ran again: it read `vars.tone`, which changes from \"dry\" to \"warm\""
+    );
+    let tone = json!({"kind": "variable", "name": "tone", "was_read": true, "has_changed": false});
+    assert!(explanation["again_if"].as_array().unwrap().contains(&tone), "{explanation}");
+    assert_eq!(explanation["then"][0], json!({"node": "ok", "because": "`draft` runs again"}));
+    let plan = place.json(&["explain", "otter", "plan"]);
+    assert_eq!(plan["reused"][0]["cause"]["kind"], "rollback");
+    place.refused(&["explain", "otter", "nobody"], 3, "has no node `nobody`");
+}

@@ -34,7 +34,9 @@ pub use error::EngineError;
 pub use event::Event;
 pub use going_back::{Fork, Forked};
 pub use handler::{Handler, NodeError, Registry};
-pub use plan::{Edit, Effects, Extent, Plan, Redefine, Rerun, Rollback, VariableChange};
+pub use plan::{
+    Edit, Effects, Explanation, Extent, Plan, Redefine, Rerun, Reuse, Rollback, Trigger, VariableChange,
+};
 pub use run::Run;
 pub use secret::{EnvironmentSecrets, FileSecrets, Secrets};
 

@@ -5,8 +5,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::address::{self, Address, AddressError};
 use super::operation::AtRest;
-use super::plan::{self, Edit, Effects, Known, NewState, Plan, PlannedChange, Point, Redefinition, Rollback};
+use super::plan::{
+    self, Edit, Effects, Explanation, Known, NewState, Plan, PlannedChange, Point, Redefinition, Reuse,
+    Rollback,
+};
 use super::secret::Masks;
 use super::{Engine, EngineError, Names, Redefine};
 use crate::execution::{Change, ExecutionContext, ExecutionId, ExecutionState};
@@ -183,6 +187,44 @@ impl Engine {
         }
     }
 
+    /// Says why a node of the head stands as it does, and what would make it run again.
+    ///
+    /// Reads the head, the operations, and the history back to the point that recorded the node.
+    ///
+    /// # Errors
+    /// [`EngineError::NoNode`], [`StoreError::NoExecution`].
+    pub async fn explain(&self, id: ExecutionId, node: &str) -> Result<Explanation, EngineError> {
+        let record = self.store.require(id).await?;
+        let workflow = self.workflow_of(&record).await?;
+        let Some(index) = workflow.graph().index_of(node) else {
+            return Err(EngineError::NoNode { name: record.name, node: node.to_owned() });
+        };
+        let ctx = self.store.context(id, record.head).await?;
+        let mut explanation = plan::explain(&workflow, &ctx, index);
+        if ctx.get_node_result(&workflow.graph().id(index)).is_none() {
+            return Ok(explanation);
+        }
+        let point = Address { run: id.to_string(), point: address::Point::AfterNode(node.to_owned()) };
+        explanation.recorded = match address::resolve(&*self.store, &*self.clock, &point).await {
+            Ok(resolved) => Some(resolved.checkpoint.seq),
+            Err(AddressError::Store(error)) => return Err(error.into()),
+            // It was pruned.
+            Err(_) => None,
+        };
+        let operations = self.store.operations(id).await?.into_iter().rev();
+        let since =
+            operations.filter(|operation| explanation.recorded.is_none_or(|seq| operation.after > seq));
+        explanation.reused = since
+            .filter(|operation| goes_on(&operation.cause))
+            .map(|operation| Reuse {
+                seq: operation.after,
+                cause: operation.cause,
+                command: operation.command,
+            })
+            .collect();
+        Ok(explanation)
+    }
+
     /// Takes back the last operation that was not taken back yet: a rollback, an edit, a decision or a cancellation.
     /// Returns the newest point, whose state is the one before that operation. What ran since stays in the history.
     ///
@@ -348,6 +390,19 @@ impl Engine {
         let variables = variables.into_iter().map(|(name, value)| (name, Some(value))).collect();
         Ok(Redefinition { workflow, variables, inputs: opening.inputs })
     }
+}
+
+/// Tells whether an operation could have made nodes run again.
+fn goes_on(cause: &Cause) -> bool {
+    matches!(
+        cause,
+        Cause::Resume
+            | Cause::Rollback { .. }
+            | Cause::Undo { .. }
+            | Cause::Redo { .. }
+            | Cause::Edit
+            | Cause::Fork { .. }
+    )
 }
 
 fn new_workflow(workflow: &Workflow) -> NewWorkflow {

@@ -2,6 +2,7 @@
 //! request in, a plan out. What a change concerns is in [`affected`], how variables are worked out anew in [`lineage`].
 
 mod affected;
+mod explanation;
 mod lineage;
 mod request;
 mod upstream;
@@ -11,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use serde_json::Value;
 
+pub(super) use explanation::explain;
+pub use explanation::{Explanation, Reuse, Trigger};
 pub use request::{Edit, Effects, Extent, Redefine, Rollback};
 pub(super) use upstream::upstream;
 
@@ -21,7 +24,7 @@ use super::planner::ending;
 use super::{EngineError, standing};
 use crate::execution::{
     Base, Cell, Change, Cost, ExecutionContext, ExecutionId, ExecutionResult, ExecutionState,
-    NodeExecutionResult, NodeId, Spare, Subject, Variable, Variables, Write, WriteOp, node_id,
+    NodeExecutionResult, NodeId, Spare, Subject, TakenBack, Variable, Variables, Write, WriteOp, node_id,
 };
 use crate::store::{Cause, CheckpointRecord, Seq, check_value};
 use crate::workflow::{Effect, NodeKind, Workflow};
@@ -352,7 +355,7 @@ impl<'a> Draft<'a> {
                 }
                 (None, None) => return Err(nothing("node", name)),
             }
-            self.from.ledger.spares.remove(&id);
+            self.from.ledger.taken_back.remove(&id);
         }
         self.named = Some(named);
         Ok(())
@@ -503,9 +506,10 @@ impl<'a> Draft<'a> {
         for (id, node) in leaving.chain(changes.gone.keys().map(|id| (*id, None))) {
             touch(self.from.get_node_result(&id));
             ctx.node_results.remove(&id);
-            ctx.ledger.spares.remove(&id);
-            if let Some(node) = node.filter(|node| !changes.forced.contains_key(node)) {
-                self.spare(&mut ctx, node);
+            ctx.ledger.taken_back.remove(&id);
+            if let Some((node, because)) = node.and_then(|node| Some((node, affected.get(&node)?))) {
+                let spare = (!changes.forced.contains_key(&node)).then(|| self.spare(node)).flatten();
+                ctx.ledger.taken_back.set(id, Cell::new(TakenBack { because: because.clone(), spare }));
             }
         }
         for (id, result) in changes.replaced.iter().chain(&self.restored) {
@@ -517,7 +521,7 @@ impl<'a> Draft<'a> {
                 (result.began, result.ended) = (ctx.ledger.turn, ctx.ledger.turn);
             }
             ctx.record_node_result(*id, result);
-            ctx.ledger.spares.remove(id);
+            ctx.ledger.taken_back.remove(id);
         }
         // A node that had never run has no base below what it writes.
         for name in &touched {
@@ -538,20 +542,26 @@ impl<'a> Draft<'a> {
         Ok(after)
     }
 
-    /// Keeps a result that may turn out to stand.
-    fn spare(&self, ctx: &mut ExecutionContext, node: usize) {
+    /// Returns a result that may turn out to stand.
+    fn spare(&self, node: usize) -> Option<Spare> {
         let workflow = self.known.workflow;
-        let id = workflow.graph().id(node);
-        let Some(result) = self.from.get_node_result(&id).filter(|result| result.output().is_some()) else {
-            return;
-        };
-        let spare = Spare { result: result.clone(), upstream: upstream(workflow, &self.from, node) };
-        ctx.ledger.spares.set(id, Cell::new(spare));
+        let result = self.from.get_node_result(&workflow.graph().id(node))?;
+        result.output()?;
+        Some(Spare { result: result.clone(), upstream: upstream(workflow, &self.from, node) })
     }
 
-    fn describe(self, after: NewState, irreversible: Vec<String>, affected: &Affected) -> Plan {
+    fn describe(self, mut after: NewState, irreversible: Vec<String>, affected: &Affected) -> Plan {
         let Known { workflow, head, target, .. } = self.known;
         let graph = workflow.graph();
+        for node in graph.nodes() {
+            let id = graph.id(node);
+            let has_gone =
+                head.ctx.node_results.contains_key(&id) && !after.ctx.node_results.contains_key(&id);
+            if has_gone && !after.ctx.ledger.taken_back.contains_key(&id) {
+                let taken_back = TakenBack { because: self.going.clone(), spare: None };
+                after.ctx.ledger.taken_back.set(id, Cell::new(taken_back));
+            }
+        }
         let mut plan = Plan {
             target: target.record.seq,
             head: head.record.seq,
@@ -633,7 +643,7 @@ impl NewState {
     /// Puts a result that the state lacks into it, with what its node wrote.
     fn restore(&mut self, id: NodeId, result: &NodeExecutionResult) {
         self.ctx.record_node_result(id, result.clone());
-        self.ctx.ledger.spares.remove(&id);
+        self.ctx.ledger.taken_back.remove(&id);
         let lineage = Lineage::of(&self.ctx);
         for write in &result.writes {
             // What does not fit any more is as good as not written.

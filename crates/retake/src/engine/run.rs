@@ -400,6 +400,8 @@ impl Run {
         let workflow = Arc::clone(&self.workflow);
         let (name, id) = (workflow.graph().name(node), workflow.graph().id(node));
         let mut result = result;
+        let taken_back = self.ctx.ledger.taken_back.get(&id).map(|taken_back| taken_back.because.clone());
+        result.because = result.because.or(taken_back);
         if let Err(error) = self.ctx.conclude(id, result.clone()) {
             result.result = ExecutionResult::Failure(self.masks.text(error.to_string()));
             result.writes.clear();

@@ -26,10 +26,10 @@ pub struct Ledger {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = std::collections::BTreeMap<String, Base>))]
     pub bases: Map<String, Shared<Base>>,
-    /// Results that were taken back, and stand again if their nodes would see what they saw then.
+    /// Nodes that were taken back and have not run since.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(value_type = std::collections::BTreeMap<String, Spare>))]
-    pub spares: Map<NodeId, Shared<Spare>>,
+    #[cfg_attr(feature = "openapi", schema(value_type = std::collections::BTreeMap<String, TakenBack>))]
+    pub taken_back: Map<NodeId, Shared<TakenBack>>,
 }
 
 /// What a variable was made by somebody who is not a node: the workflow at the start, or a person.
@@ -43,7 +43,18 @@ pub struct Base {
     pub value: Option<Value>,
 }
 
-/// A result that was taken back because something before it changed, which may turn out to be the same again.
+/// A node whose result was taken back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TakenBack {
+    /// Why.
+    pub because: String,
+    /// The result, where it may stand again: it went because of something before it, which may turn out to be the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spare: Option<Spare>,
+}
+
+/// A result that may stand again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Spare {
@@ -66,7 +77,7 @@ impl ExecutionContext {
             after.bury(&write.variable);
             after.apply_write(write, &result)?;
         }
-        after.ledger.spares.remove(&node);
+        after.ledger.taken_back.remove(&node);
         after.record_node_result(node, result);
         *self = after;
         Ok(())

@@ -51,6 +51,9 @@ pub struct NodeExecutionResult {
     /// The key under which its effect is known outside: the same for every attempt, another for a deliberate re-run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
+    /// Why it ran again, or stood again, where an earlier result had been taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub because: Option<String>,
     /// What it wrote, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub writes: Vec<Write>,
@@ -179,6 +182,7 @@ impl NodeExecutionResult {
             metrics: None,
             reads: Vec::new(),
             idempotency_key: None,
+            because: None,
             writes: Vec::new(),
             began: 0,
             ended: 0,

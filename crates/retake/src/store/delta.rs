@@ -32,9 +32,9 @@ pub enum Key {
     /// What a variable is before nodes write it.
     #[serde(rename = "b")]
     Base(String),
-    /// A result that was taken back, and may stand again.
-    #[serde(rename = "p")]
-    Spare(NodeId),
+    /// A node whose result was taken back.
+    #[serde(rename = "k")]
+    TakenBack(NodeId),
 }
 
 /// Opaque bytes, with the codec that made them.

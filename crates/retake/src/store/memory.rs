@@ -487,7 +487,7 @@ fn size(delta: &Delta) -> u64 {
         let key = match &change.key {
             Key::Header | Key::Tally => 0,
             Key::Input(name) | Key::Variable(name) | Key::Base(name) => name.len(),
-            Key::Node(id) | Key::Spare(id) => id.as_bytes().len(),
+            Key::Node(id) | Key::TakenBack(id) => id.as_bytes().len(),
         };
         let value = match &change.op {
             Op::Set { pieces, .. } | Op::Append { pieces, .. } => pieces.iter().map(|p| p.bytes.len()).sum(),

@@ -9,7 +9,7 @@ use super::delta::MESSAGE_PACK;
 use super::{Delta, Entry, Image, Key, KeyChange, Op, Piece, StoreError, value};
 use crate::execution::{
     Addition, Base, Cell, Change, ExecutionContext, ExecutionId, ExecutionState, Ledger, Map,
-    NodeExecutionResult, NodeId, Spare, Spend, Variable, Variables, WorkflowId, WriteOp,
+    NodeExecutionResult, NodeId, Spend, TakenBack, Variable, Variables, WorkflowId, WriteOp,
 };
 
 /// The part of a state that is neither variable nor result.
@@ -114,11 +114,12 @@ fn ledger(changes: &mut Vec<KeyChange>, before: Option<&Ledger>, after: &Ledger)
         record_piece(&path, base)
     };
     records(changes, &before.bases, &after.bases, |name| (Key::Base(name.clone()), None), base)?;
-    let spare = |id: &NodeId, spare: &Spare| {
-        check_node(id, &spare.result)?;
-        record_piece(&format!("the earlier result of node {id}"), spare)
+    let taken_back = |id: &NodeId, taken_back: &TakenBack| {
+        taken_back.spare.iter().try_for_each(|spare| check_node(id, &spare.result))?;
+        record_piece(&format!("the earlier result of node {id}"), taken_back)
     };
-    records(changes, &before.spares, &after.spares, |id| (Key::Spare(*id), Some(*id)), spare)
+    let key = |id: &NodeId| (Key::TakenBack(*id), Some(*id));
+    records(changes, &before.taken_back, &after.taken_back, key, taken_back)
 }
 
 /// Adds what changed between two maps of records, each of which is stored whole.
@@ -169,9 +170,9 @@ pub fn context(execution_id: ExecutionId, image: &Image) -> Result<ExecutionCont
                 let base: Base = record(&entry_name(execution_id, key), entry)?;
                 ctx.ledger.bases.set(name.clone(), Cell::new(base));
             }
-            Key::Spare(id) => {
-                let spare: Spare = record(&entry_name(execution_id, key), entry)?;
-                ctx.ledger.spares.set(*id, Cell::new(spare));
+            Key::TakenBack(id) => {
+                let taken_back: TakenBack = record(&entry_name(execution_id, key), entry)?;
+                ctx.ledger.taken_back.set(*id, Cell::new(taken_back));
             }
         }
     }
@@ -317,7 +318,7 @@ fn entry_name(execution_id: ExecutionId, key: &Key) -> String {
         Key::Node(id) => format!("the result of node {id} of execution {execution_id}"),
         Key::Tally => format!("the tally of execution {execution_id}"),
         Key::Base(name) => format!("the base of vars.{name} of execution {execution_id}"),
-        Key::Spare(id) => format!("the earlier result of node {id} of execution {execution_id}"),
+        Key::TakenBack(id) => format!("the earlier result of node {id} of execution {execution_id}"),
     }
 }
 

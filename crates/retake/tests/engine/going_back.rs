@@ -85,7 +85,7 @@ async fn a_node_that_gives_the_same_again_does_not_disturb_those_after_it() {
     assert_eq!((again.nodes_run, again.nodes_reused, again.nodes_spared), (2, 1, 1));
     let ctx = engine.store().context(outcome.execution, again.head).await.unwrap();
     assert_eq!(ctx.get_variable("last"), Some(&json!(["a done dry", "a done"])));
-    assert!(ctx.ledger.spares.is_empty());
+    assert!(ctx.ledger.taken_back.is_empty());
 }
 
 #[tokio::test]

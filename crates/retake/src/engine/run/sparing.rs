@@ -12,7 +12,8 @@ impl Run {
     /// Returns the earlier result of a node that would see what it saw then: the same in everything that it read, and
     /// the same from every node that it waits for.
     pub(super) fn spared(&self, node: usize) -> Option<NodeExecutionResult> {
-        let spare = self.ctx.ledger.spares.get(&self.workflow.graph().id(node))?;
+        let taken_back = self.ctx.ledger.taken_back.get(&self.workflow.graph().id(node))?;
+        let spare = taken_back.spare.as_ref()?;
         let is_as_before = spare.result.reads.iter().all(|read| match &read.subject {
             // What a secret was is not known.
             Subject::Secret(_) => true,
@@ -21,7 +22,10 @@ impl Run {
             }
         });
         let is_spared = is_as_before && spare.upstream == upstream(&self.workflow, &self.ctx, node);
-        is_spared.then(|| spare.result.clone())
+        is_spared.then(|| NodeExecutionResult {
+            because: Some(format!("spared: {}, and it would see what it saw", taken_back.because)),
+            ..spare.result.clone()
+        })
     }
 
     /// Lets an earlier result stand again.
