@@ -318,6 +318,7 @@ impl Engine {
     fn new_checkpoint(&self, ctx: &ExecutionContext, cause: Cause) -> NewCheckpoint {
         NewCheckpoint {
             completed_node_count: ctx.completed_nodes().count() as u64,
+            spend: ctx.ledger.spend,
             ..NewCheckpoint::new(self.clock.new_id(), self.clock.now(), ctx.state.clone(), cause)
         }
     }

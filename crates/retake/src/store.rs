@@ -26,7 +26,8 @@ pub use error::{Conflict, Source, StoreError};
 pub use memory::MemoryStore;
 pub use record::{
     Ask, Cause, CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Lease,
-    NewCheckpoint, NewExecution, NewOperation, NewWorkflow, OperationRecord, Origin, Report, Request, Seq,
+    NewCheckpoint, NewExecution, NewOperation, NewWorkflow, Note, OperationRecord, Origin, Report, Request,
+    Seq,
 };
 #[cfg(feature = "sqlite")]
 pub use sqlite::{FORMAT, Options, SqliteStore, Stats};
@@ -97,6 +98,12 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     /// Returns an execution's operation log, newest first. Pruning leaves it whole.
     async fn operations(&self, id: ExecutionId) -> Result<Vec<OperationRecord>, StoreError>;
+
+    /// Writes an operation that makes no checkpoint into the log. Returns when it is durable.
+    ///
+    /// # Errors
+    /// [`StoreError::NoExecution`].
+    async fn note(&self, id: ExecutionId, note: Note) -> Result<OperationRecord, StoreError>;
 
     /// Removes all checkpoints but the newest `keep` (at least the head), and those with a label. Returns how many
     /// went; 0 for an unknown execution.

@@ -63,7 +63,7 @@ pub enum Point {
 }
 
 /// What an address names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Resolved {
     /// The execution.
     pub execution: ExecutionRecord,

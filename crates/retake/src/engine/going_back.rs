@@ -481,7 +481,8 @@ impl<'o> Log<'o> {
                 | Cause::Save
                 | Cause::Pause
                 | Cause::Finish
-                | Cause::Fork { .. } => {}
+                | Cause::Fork { .. }
+                | Cause::Prune { .. } => {}
             }
         }
         read

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::{
     CheckpointRecord, Commit, Conflict, Delta, ExecutionFilter, ExecutionRecord, HistoryPage, Image, Key,
-    Lease, NewCheckpoint, NewExecution, NewWorkflow, Op, OperationRecord, Report, Request, Seq, Store,
-    StoreError,
+    Lease, NewCheckpoint, NewExecution, NewOperation, NewWorkflow, Note, Op, OperationRecord, Report,
+    Request, Seq, Store, StoreError,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
@@ -226,6 +226,12 @@ impl Store for MemoryStore {
         Ok(log.into_iter().flatten().collect())
     }
 
+    async fn note(&self, id: ExecutionId, note: Note) -> Result<OperationRecord, StoreError> {
+        let mut kept = self.kept();
+        let execution = kept.require_mut(id)?;
+        Ok(execution.note(note, execution.record.head))
+    }
+
     async fn prune(&self, id: ExecutionId, keep: usize) -> Result<usize, StoreError> {
         let mut kept = self.kept();
         let Some(execution) = kept.executions.get_mut(&id) else { return Ok(0) };
@@ -406,6 +412,7 @@ impl Execution {
             head: 0,
             created_at: first.created_at,
             updated_at: first.created_at,
+            spend: first.spend,
             origin: new.origin,
             leased_by: None,
         };
@@ -442,18 +449,20 @@ impl Execution {
     }
 
     /// Moves the head to the point, and does all that goes with it. Cannot fail.
+    /// Writes an operation into the log that leaves the head at `after`.
+    fn note(&mut self, note: Note, after: Seq) -> OperationRecord {
+        let Note { at, cause, operation: NewOperation { who, command } } = note;
+        let number = self.operations.len() as u64 + 1;
+        let record = OperationRecord { number, at, who, command, cause, before: self.record.head, after };
+        self.operations.push(record.clone());
+        record
+    }
+
     fn push(&mut self, point: Point, checkpoint: NewCheckpoint) -> CheckpointRecord {
         let record = point.record.clone();
         if let Some(operation) = checkpoint.operation {
-            self.operations.push(OperationRecord {
-                number: self.operations.len() as u64 + 1,
-                at: record.created_at,
-                who: operation.who,
-                command: operation.command,
-                cause: record.cause.clone(),
-                before: self.record.head,
-                after: record.seq,
-            });
+            let note = Note { at: record.created_at, cause: record.cause.clone(), operation };
+            self.note(note, record.seq);
         }
         if !checkpoint.answers.is_empty() {
             self.requests.retain(|request| !checkpoint.answers.contains(&request.id));
@@ -465,6 +474,7 @@ impl Execution {
         self.record.head = record.seq;
         self.record.state = record.state.clone();
         self.record.updated_at = record.created_at;
+        self.record.spend = checkpoint.spend;
         self.points.insert(record.seq, point);
         record
     }

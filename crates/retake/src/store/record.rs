@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::Delta;
 use crate::checkpoint::CheckpointId;
-use crate::execution::{ExecutionId, ExecutionState, WorkflowId};
+use crate::execution::{ExecutionId, ExecutionState, Spend, WorkflowId};
 
 /// The number of a checkpoint in its execution's history: `@1` is the start, and every new one is the next.
 pub type Seq = u64;
@@ -77,6 +77,8 @@ pub struct NewCheckpoint {
     pub label: Option<String>,
     /// How many nodes are done with then.
     pub completed_node_count: u64,
+    /// What the execution has cost by then.
+    pub spend: Spend,
     /// Whether to compress what is stored.
     pub compress: bool,
     /// The workflow that the execution runs from this point on. `None`: the one that it runs already.
@@ -101,6 +103,7 @@ impl NewCheckpoint {
             nodes: Vec::new(),
             label: None,
             completed_node_count: 0,
+            spend: Spend::default(),
             compress: false,
             workflow: None,
             operation: None,
@@ -189,6 +192,11 @@ pub enum Cause {
         /// Where.
         origin: Origin,
     },
+    /// Somebody removed old checkpoints. It makes no checkpoint.
+    Prune {
+        /// How many.
+        removed: u64,
+    },
 }
 
 impl Cause {
@@ -213,6 +221,7 @@ impl Cause {
             Self::Redo { .. } => "redo",
             Self::Edit => "edit",
             Self::Fork { .. } => "fork",
+            Self::Prune { .. } => "prune",
         }
     }
 }
@@ -226,7 +235,18 @@ pub struct NewOperation {
     pub command: String,
 }
 
-/// One entry of the operation log: a checkpoint that a person asked for.
+/// An operation that makes no checkpoint.
+#[derive(Debug, Clone)]
+pub struct Note {
+    /// When it was done.
+    pub at: DateTime<Utc>,
+    /// What it was.
+    pub cause: Cause,
+    /// Who did it, and how.
+    pub operation: NewOperation,
+}
+
+/// One entry of the operation log: something that a person did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationRecord {
     /// Its number in the execution's log, from 1.
@@ -241,12 +261,12 @@ pub struct OperationRecord {
     pub cause: Cause,
     /// The head before.
     pub before: Seq,
-    /// The head after.
+    /// The head after: the checkpoint that it made, or the same where it made none.
     pub after: Seq,
 }
 
 /// What a store knows of an execution.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ExecutionRecord {
     /// Its id.
     pub id: ExecutionId,
@@ -264,6 +284,8 @@ pub struct ExecutionRecord {
     pub created_at: DateTime<Utc>,
     /// When its head last moved.
     pub updated_at: DateTime<Utc>,
+    /// What it has cost so far, as its head says.
+    pub spend: Spend,
     /// Where it was forked from.
     pub origin: Option<Origin>,
     /// Who is advancing it now.

@@ -45,7 +45,7 @@ use self::schema::Missing;
 use self::writer::{Aftermath, Job, Outstanding, Writer};
 use super::{
     CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Image, Lease, NewCheckpoint,
-    NewExecution, OperationRecord, Report, Request, Seq, Store, StoreError,
+    NewExecution, Note, OperationRecord, Report, Request, Seq, Store, StoreError,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
@@ -294,6 +294,10 @@ impl Store for SqliteStore {
 
     async fn operations(&self, id: ExecutionId) -> Result<Vec<OperationRecord>, StoreError> {
         self.read(move |db, _| query::operations(db, id)).await
+    }
+
+    async fn note(&self, id: ExecutionId, note: Note) -> Result<OperationRecord, StoreError> {
+        self.write(move |db, _, _| commit::note(db, id, &note)).await
     }
 
     async fn prune(&self, id: ExecutionId, keep: usize) -> Result<usize, StoreError> {

@@ -106,7 +106,7 @@ fn ledger(changes: &mut Vec<KeyChange>, before: Option<&Ledger>, after: &Ledger)
     let nothing = Ledger::default();
     let before = before.unwrap_or(&nothing);
     if Tally::of(before) != Tally::of(after) {
-        changes.push(set(Key::Tally, None, record_piece("the tally", &Tally::of(after))?));
+        changes.push(set(Key::Tally, None, tally_piece(&Tally::of(after))?));
     }
     let base = |name: &String, base: &Base| {
         let path = format!("the base of vars.{name}");
@@ -263,6 +263,13 @@ fn check_node(id: &NodeId, node: &NodeExecutionResult) -> Result<(), StoreError>
     });
     let measured = node.metrics.iter().flat_map(|metrics| metrics.custom.values());
     node.output().into_iter().chain(measured).chain(written).try_for_each(|value| value::check(&path, value))
+}
+
+/// Without the names of its fields, as it is stored with every node.
+fn tally_piece(tally: &Tally) -> Result<Piece, StoreError> {
+    let bytes = rmp_serde::to_vec(tally)
+        .map_err(|source| StoreError::Unstorable { path: "the tally".to_owned(), why: source.to_string() })?;
+    Ok(Piece { codec: MESSAGE_PACK, bytes: Bytes::from(bytes) })
 }
 
 fn record_piece(path: &str, record: &impl Serialize) -> Result<Piece, StoreError> {

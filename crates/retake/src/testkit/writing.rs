@@ -12,10 +12,10 @@ use super::trial::{
     step, text,
 };
 use crate::clock::Clock;
-use crate::execution::{ExecutionContext, ExecutionState, NodeExecutionResult, NodeId};
+use crate::execution::{Cost, ExecutionContext, ExecutionState, NodeExecutionResult, NodeId, Spend};
 use crate::store::{
     self, Cause, CheckpointRecord, Commit, Conflict, Delta, ExecutionRecord, Image, Key, KeyChange,
-    NewCheckpoint, Op, OperationRecord, Origin, Piece, StoreError, StoreExt,
+    NewCheckpoint, Note, Op, OperationRecord, Origin, Piece, StoreError, StoreExt,
 };
 
 /// How many tasks write at once.
@@ -40,6 +40,8 @@ cases![
     a_fork_shares_its_origins_state_and_goes_its_own_way,
     a_fork_of_what_is_not_there_is_refused,
     operations_are_numbered_and_say_where_the_head_was,
+    an_operation_without_a_checkpoint_stands_in_the_log_and_moves_no_head,
+    what_an_execution_has_cost_stands_in_its_record,
     many_executions_can_be_advanced_at_once,
     of_many_commits_on_one_head_exactly_one_wins,
     of_many_creations_under_one_name_exactly_one_wins,
@@ -65,6 +67,7 @@ async fn a_created_execution_comes_back_with_its_first_point(trial: Trial) {
         head: 1,
         created_at,
         updated_at: created_at,
+        spend: Spend::default(),
         origin: None,
         leased_by: None,
     };
@@ -441,6 +444,35 @@ async fn operations_are_numbered_and_say_where_the_head_was(trial: Trial) {
     };
     assert_eq!(log, [expected(2, &commands[1]), expected(1, &commands[0])]);
     assert_eq!(store.operations(other).await.expect("a log")[0].number, 1);
+}
+
+async fn an_operation_without_a_checkpoint_stands_in_the_log_and_moves_no_head(trial: Trial) {
+    let id = trial.begin("a").await;
+    trial.advance(id, 3).await;
+    let note = |cause| Note { at: trial.odd_instant(), cause, operation: operation("prune") };
+    let store = trial.store().await;
+    let lease = store.lease(id, std::time::Duration::from_secs(30)).await.expect("a lease");
+    let first = store.note(id, note(Cause::Prune { removed: 2 })).await.expect("noted");
+    let second = store.note(id, note(Cause::Prune { removed: 1 })).await.expect("noted");
+    store.release(&lease).await.expect("released");
+    assert_eq!((first.number, first.before, first.after), (1, 3, 3));
+    assert_eq!((second.number, &second.cause), (2, &Cause::Prune { removed: 1 }));
+    assert_eq!(trial.store().await.operations(id).await.expect("a log"), [second, first]);
+    assert_eq!(trial.store().await.require(id).await.expect("a record").head, 3);
+    let nobody = Uuid::from_u128(404);
+    assert_refused!(&store.note(nobody, note(Cause::Prune { removed: 1 })).await, StoreError::NoExecution(_));
+}
+
+async fn what_an_execution_has_cost_stands_in_its_record(trial: Trial) {
+    let id = trial.begin("a").await;
+    let paid = Cost { known_usd: 0.1 + 0.2, priced: 2, unpriced: 1, tokens: 70, duration_ms: 9 };
+    let spend = Spend { paid, reused: Cost { known_usd: 1e-9, priced: 1, ..Cost::default() } };
+    let mut commit = trial.on(id, 1, set("step", "2"));
+    commit.checkpoint.spend = spend;
+    trial.store().await.commit(commit).await.expect("committed");
+    assert_eq!(trial.store().await.require(id).await.expect("a record").spend, spend);
+    let listed = trial.store().await.executions(&Default::default()).await.expect("a list");
+    assert_eq!(listed[0].spend, spend);
 }
 
 async fn many_executions_can_be_advanced_at_once(trial: Trial) {

@@ -31,6 +31,7 @@ impl Run {
             nodes: unsaved.nodes.clone(),
             label: extra.label,
             completed_node_count: self.completed,
+            spend: state.ledger.spend,
             compress: self.policy.config().compress,
             operation: extra.operation,
             answers: extra.answers,

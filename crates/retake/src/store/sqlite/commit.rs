@@ -10,8 +10,8 @@ use super::writer::Aftermath;
 use crate::checkpoint::CheckpointId;
 use crate::execution::ExecutionId;
 use crate::store::{
-    CheckpointRecord, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, NewWorkflow, OperationRecord,
-    Seq, StoreError,
+    CheckpointRecord, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, NewOperation, NewWorkflow,
+    Note, OperationRecord, Seq, StoreError,
 };
 
 /// A checkpoint whose delta has been encoded, which is not the writer's work.
@@ -62,6 +62,7 @@ pub(super) fn create(
             head: 0,
             created_at: first.checkpoint.created_at,
             updated_at: first.checkpoint.created_at,
+            spend: first.checkpoint.spend,
             origin: new.origin,
             leased_by: None,
         },
@@ -179,13 +180,17 @@ fn append(
         compressed: body.is_some_and(|body| body.compressed),
     };
     CheckpointRow { delta, record: record.clone() }.insert(db, execution.key)?;
-    log(db, execution.key, before, checkpoint, &record)?;
+    if let Some(operation) = &checkpoint.operation {
+        let (at, cause) = (record.created_at, record.cause.clone());
+        log(db, execution.key, Note { at, cause, operation: operation.clone() }, (before, record.seq))?;
+    }
     for request in &checkpoint.answers {
         withdraw(db, execution.key, *request)?;
     }
     execution.record.head = record.seq;
     execution.record.state = record.state.clone();
     execution.record.updated_at = record.created_at;
+    execution.record.spend = checkpoint.spend;
     match checkpoint.workflow {
         Some(_) => execution.update_with_workflow(db)?,
         None => execution.update(db)?,
@@ -211,14 +216,20 @@ fn is_taken(db: &Db, id: CheckpointId) -> Result<bool, StoreError> {
     Ok(db.number("SELECT seq FROM checkpoints WHERE id = ?1", [id.as_bytes()])?.is_some())
 }
 
+/// Writes an operation that makes no checkpoint into the log.
+pub(super) fn note(db: &Db, id: ExecutionId, note: &Note) -> Result<OperationRecord, StoreError> {
+    let execution = ExecutionRow::require(db, id)?;
+    let head = execution.record.head;
+    log(db, execution.key, note.clone(), (head, head))
+}
+
+/// Writes an operation into the log, with the head before and after it.
 fn log(
     db: &Db,
     execution: i64,
-    before: Seq,
-    checkpoint: &NewCheckpoint,
-    record: &CheckpointRecord,
-) -> Result<(), StoreError> {
-    let Some(operation) = &checkpoint.operation else { return Ok(()) };
+    note: Note,
+    (before, after): (Seq, Seq),
+) -> Result<OperationRecord, StoreError> {
     let last = db
         .first(
             "SELECT coalesce(max(number), 0) FROM operations WHERE execution = ?1",
@@ -227,16 +238,10 @@ fn log(
             |row| db::count(row, 0),
         )?
         .unwrap_or(0);
-    let operation = OperationRecord {
-        number: last + 1,
-        at: record.created_at,
-        who: operation.who.clone(),
-        command: operation.command.clone(),
-        cause: record.cause.clone(),
-        before,
-        after: record.seq,
-    };
-    row::insert_operation(db, execution, &operation)
+    let Note { at, cause, operation: NewOperation { who, command } } = note;
+    let operation = OperationRecord { number: last + 1, at, who, command, cause, before, after };
+    row::insert_operation(db, execution, &operation)?;
+    Ok(operation)
 }
 
 /// Removes a request. Returns false where there is none.

@@ -12,7 +12,7 @@ use crate::store::{CheckpointRecord, ExecutionRecord, OperationRecord, Origin, S
 macro_rules! execution_columns {
     () => {
         "key, id, name, workflow, workflow_name, state, state_name, head, created_at, updated_at, origin_id, \
-         origin_seq, fence, owner, owner_id, lease_until, weight, floor, slack, slack_max, checksum"
+         origin_seq, fence, owner, owner_id, lease_until, weight, floor, slack, slack_max, spend, checksum"
     };
 }
 pub(super) use execution_columns;
@@ -92,7 +92,7 @@ impl ExecutionRow {
     }
 
     pub(super) fn read(row: &Row<'_>) -> Result<Self, Damage> {
-        db::verify("executions", row, 20)?;
+        db::verify("executions", row, 21)?;
         let origin = match (db::optional_id(row, 10)?, db::optional_integer(row, 11)?) {
             (Some(execution_id), Some(_)) => Some(Origin { execution_id, seq: db::count(row, 11)? }),
             (Some(_) | None, _) => None,
@@ -112,6 +112,7 @@ impl ExecutionRow {
                 head: db::count(row, 7)?,
                 created_at: db::time(row, 8)?,
                 updated_at: db::time(row, 9)?,
+                spend: db::json(row, 20)?,
                 origin,
                 leased_by: None,
             },
@@ -131,7 +132,7 @@ impl ExecutionRow {
                 "INSERT INTO executions (",
                 execution_columns!(),
                 ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, \
-                 ?20, ?21)"
+                 ?20, ?21, ?22)"
             ),
         )
     }
@@ -142,7 +143,7 @@ impl ExecutionRow {
             db,
             "UPDATE executions SET workflow = ?4, workflow_name = ?5, state = ?6, state_name = ?7, head = ?8, \
              updated_at = ?10, fence = ?13, owner = ?14, owner_id = ?15, lease_until = ?16, weight = ?17, \
-             floor = ?18, slack = ?19, slack_max = ?20, checksum = ?21 WHERE key = ?1",
+             floor = ?18, slack = ?19, slack_max = ?20, spend = ?21, checksum = ?22 WHERE key = ?1",
         )
     }
 
@@ -152,13 +153,14 @@ impl ExecutionRow {
             db,
             "UPDATE executions SET state = ?6, state_name = ?7, head = ?8, updated_at = ?10, fence = ?13, \
              owner = ?14, owner_id = ?15, lease_until = ?16, weight = ?17, floor = ?18, slack = ?19, \
-             slack_max = ?20, checksum = ?21 WHERE key = ?1",
+             slack_max = ?20, spend = ?21, checksum = ?22 WHERE key = ?1",
         )
     }
 
     fn put(&self, db: &Db, sql: &'static str) -> Result<(), StoreError> {
         let record = &self.record;
         let state = db::to_json("the state", &record.state)?;
+        let spend = db::to_json("the spend", &record.spend)?;
         let origin = record.origin.as_ref();
         let origin_seq = origin.map(|origin| db::stored("the origin", origin.seq)).transpose()?;
         let holder = self.holder.as_ref();
@@ -183,6 +185,7 @@ impl ExecutionRow {
             ValueRef::Integer(self.floor),
             ValueRef::Integer(self.slack),
             ValueRef::Integer(self.slack_max),
+            ValueRef::from(spend.as_str()),
         ];
         db.put("executions", sql, &values)
     }

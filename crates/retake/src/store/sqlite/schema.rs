@@ -60,6 +60,7 @@ CREATE TABLE executions (
     floor         INTEGER NOT NULL,
     slack         INTEGER NOT NULL,
     slack_max     INTEGER NOT NULL,
+    spend         TEXT NOT NULL,
     checksum      BLOB NOT NULL
 );
 CREATE INDEX executions_by_creation ON executions (created_at, id);
