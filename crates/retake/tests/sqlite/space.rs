@@ -129,6 +129,64 @@ async fn every_kept_point_reads_as_before_after_pruning_compacting_and_the_loss_
 }
 
 #[tokio::test]
+async fn a_fork_of_a_large_state_takes_next_to_nothing_and_neither_does_outliving_its_origin() {
+    const LARGE: usize = 8 << 20;
+    const FORK_MAX: u64 = 64 * 1024;
+    let (_directory, path) = place();
+    let mut store = SqliteStore::open(&path).unwrap();
+    let mut draws = Draws(5);
+    let noise: String =
+        (0..LARGE).map(|_| char::from(b' ' + u8::try_from(draws.below(95)).unwrap())).collect();
+    let new = execution("brave-otter", None);
+    let origin = new.id;
+    store.create(new, checkpoint(set("large", &noise))).await.unwrap();
+    advance(&store, origin, 2, 6).await;
+    // A store that closes makes the keyframes that are due, so that none of them comes late and uncounted.
+    let size = async |store: &mut SqliteStore| {
+        drop(std::mem::replace(store, SqliteStore::open(&path).unwrap()));
+        store.compact().await.unwrap();
+        file_len(&path)
+    };
+    let alone = size(&mut store).await;
+    assert!(alone > LARGE as u64);
+
+    let mut kept = Vec::new();
+    let mut last = Origin { execution_id: origin, seq: 4 };
+    for name in ["fork", "fork of the fork", "fork of that"] {
+        let before = size(&mut store).await;
+        let new = execution(name, Some(last));
+        let id = new.id;
+        let record = store.create(new, checkpoint(set("step", name))).await.unwrap();
+        assert!(record.size_bytes < 100, "{} bytes", record.size_bytes);
+        advance(&store, id, 2, 5).await;
+        let added = size(&mut store).await - before;
+        assert!(added <= FORK_MAX, "{name} added {added} bytes");
+        kept.push((id, 1, store.state(id, 1).await.unwrap()));
+        kept.push((id, 5, store.state(id, 5).await.unwrap()));
+        last = Origin { execution_id: id, seq: 3 };
+    }
+    let shared = size(&mut store).await;
+
+    assert_eq!(store.prune(origin, 1).await.unwrap(), 5);
+    let pruned = size(&mut store).await;
+    same(&store, &kept).await;
+    assert_eq!(store.delete(origin).await.unwrap(), 1);
+    let without_origin = size(&mut store).await;
+    same(&store, &kept).await;
+    let middle = kept[2].0;
+    assert_eq!(store.delete(middle).await.unwrap(), 5);
+    kept.retain(|(id, _, _)| *id != middle);
+    let without_both = size(&mut store).await;
+    same(&store, &kept).await;
+    for (length, when) in [(pruned, "pruned"), (without_origin, "deleted"), (without_both, "deleted twice")] {
+        assert!(length <= shared + FORK_MAX, "{length} bytes instead of {shared}, once {when}");
+    }
+    assert_eq!(store.delete(kept[0].0).await.unwrap(), 5);
+    assert_eq!(store.delete(kept[2].0).await.unwrap(), 5);
+    assert!(size(&mut store).await < 256 * 1024, "nobody needs the large state any more");
+}
+
+#[tokio::test]
 async fn pruning_after_every_save_keeps_the_file_small_and_rarely_writes_the_state() {
     let (_directory, path) = place();
     let store = SqliteStore::open(&path).unwrap();
