@@ -9,7 +9,16 @@ use crate::wording;
 /// Columns under their headings.
 #[derive(Debug)]
 pub(crate) struct Table {
-    rows: Vec<Vec<Cell>>,
+    headings: Vec<Cell>,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+enum Row {
+    /// Under the headings.
+    Aligned(Vec<Cell>),
+    /// Across the columns.
+    Aside(Vec<Cell>),
 }
 
 /// One text of a table.
@@ -35,29 +44,47 @@ impl<T: AsRef<str>> From<T> for Cell {
 impl Table {
     pub(crate) fn new<const N: usize>(headings: [&str; N]) -> Self {
         let headings = headings.into_iter().map(|heading| Cell::styled(heading, Style::new().dimmed()));
-        Self { rows: vec![headings.collect()] }
+        Self { headings: headings.collect(), rows: Vec::new() }
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [Cell; N]) {
-        self.rows.push(cells.into());
+        self.rows.push(Row::Aligned(cells.into()));
+    }
+
+    /// Adds texts that stand one after the other, whatever the columns are.
+    pub(crate) fn aside<const N: usize>(&mut self, cells: [Cell; N]) {
+        self.rows.push(Row::Aside(cells.into()));
     }
 
     /// Prints the table, unless it has only headings. Columns without a text are left out.
     pub(crate) fn print(&self, output: &Output) {
-        if self.rows.len() > 1 {
+        if !self.rows.is_empty() {
             self.lines().into_iter().for_each(|line| output.line(line));
         }
     }
 
     fn lines(&self) -> Vec<String> {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |column: usize| {
-            let texts = self.rows.iter().skip(1).filter_map(|row| row.get(column));
+        let aligned = || self.rows.iter().filter_map(Row::aligned);
+        let width = |(column, heading): (usize, &Cell)| {
+            let texts = aligned().filter_map(|row| row.get(column));
             let widest = texts.map(|cell| cell.text.width()).max().unwrap_or(0);
-            if widest == 0 { 0 } else { widest.max(self.rows[0][column].text.width()) }
+            if widest == 0 { 0 } else { widest.max(heading.text.width()) }
         };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        self.rows.iter().map(|row| line(row, &widths)).collect()
+        let widths: Vec<usize> = self.headings.iter().enumerate().map(width).collect();
+        let row = |row: &Row| match row {
+            Row::Aligned(row) => line(row, &widths),
+            Row::Aside(row) => line(row, &row.iter().map(|cell| cell.text.width()).collect::<Vec<_>>()),
+        };
+        std::iter::once(line(&self.headings, &widths)).chain(self.rows.iter().map(row)).collect()
+    }
+}
+
+impl Row {
+    fn aligned(&self) -> Option<&[Cell]> {
+        match self {
+            Self::Aligned(row) => Some(row),
+            Self::Aside(_) => None,
+        }
     }
 }
 
