@@ -217,6 +217,42 @@ async fn pruning_after_every_save_keeps_the_file_small_and_rarely_writes_the_sta
     assert_eq!(store.check().await.unwrap().problems, Vec::<String>::new());
 }
 
+#[tokio::test]
+async fn a_large_value_that_was_set_once_is_not_stored_again_in_keyframes_of_its_run_and_of_forks() {
+    const LARGE: usize = 2 << 20;
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let mut draws = Draws(6);
+    let noise: String =
+        (0..LARGE).map(|_| char::from(b' ' + u8::try_from(draws.below(95)).unwrap())).collect();
+    let origin = begin(&store, "brave-otter").await;
+    store.commit(commit(origin, 1, set("large", &noise))).await.unwrap();
+    advance(&store, origin, 3, 6).await;
+    let fork = execution("fork", Some(Origin { execution_id: origin, seq: 4 }));
+    let fork_id = fork.id;
+    store.create(fork, checkpoint(set("step", "fork"))).await.unwrap();
+    advance(&store, fork_id, 2, 4).await;
+    let mut back = commit(origin, 6, set("step", "back"));
+    back.checkpoint.parent = Some(3);
+    store.commit(back).await.unwrap();
+    // A store that closes makes the keyframes that are due.
+    drop(store);
+    let keyframes = || {
+        let raw = Connection::open(&path).unwrap();
+        raw.query_row("SELECT count(*) FROM keyframes", [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    assert_eq!(keyframes(), 0);
+    assert!(file_len(&path) < LARGE as u64 * 9 / 8, "{} bytes", file_len(&path));
+
+    // Once there is as much to read that has been written over, one is worth it.
+    let store = SqliteStore::open(&path).unwrap();
+    store.commit(commit(fork_id, 4, set("large", &noise))).await.unwrap();
+    let state = store.state(fork_id, 5).await.unwrap();
+    drop(store);
+    assert_eq!(keyframes(), 1);
+    assert!(SqliteStore::open(&path).unwrap().state(fork_id, 5).await.unwrap() == state);
+}
+
 /// Numbers that look drawn at random, and are the same in every run.
 struct Draws(u64);
 

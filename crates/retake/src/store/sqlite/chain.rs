@@ -16,11 +16,16 @@ use super::db::{self, Db};
 use super::row::ExecutionRow;
 use crate::store::{Delta, Image, StoreError};
 
-/// A keyframe is due when the deltas since the last one outweigh it, or this many bytes.
+/// A keyframe is due when the deltas since the last one outweigh it, or this many bytes, and it spares some of them.
 pub(super) const FLOOR_MIN: i64 = 32 * 1024;
 
 /// What reading a row costs beside the bytes of its body, in bytes.
 pub(super) const ROW_WEIGHT: i64 = 64;
+
+/// A keyframe is worth its bytes where it spares as much as this part of the state, and is thought of again when as much
+/// as the other part has been added.
+const SPARED_MIN: i64 = 32;
+const ADDED_MIN: i64 = 8;
 
 /// A row of `deltas`.
 #[derive(Debug)]
@@ -38,6 +43,8 @@ pub(super) struct Reach {
     pub(super) weight: i64,
     /// How many there may be before another keyframe is due.
     pub(super) floor: i64,
+    /// Whether a keyframe was found, and not the root.
+    is_framed: bool,
     /// A hash of the rows on the way: equal where they are the same.
     mark: [u8; 32],
 }
@@ -47,7 +54,9 @@ pub(super) struct Reach {
 pub(super) struct Keyframe {
     delta: i64,
     size: i64,
-    body: Vec<u8>,
+    /// `None` where it would spare next to nothing: what is to be read is hardly more than the state, as where one large
+    /// value makes most of both.
+    body: Option<Vec<u8>>,
     /// What it was read from.
     reach: Reach,
 }
@@ -98,7 +107,13 @@ pub(super) fn row(db: &Db, key: i64) -> Result<DeltaRow, StoreError> {
 
 /// Returns the state that a delta leads to. Costs the state: keyframes keep the way short.
 pub(super) fn image(db: &Db, delta: i64) -> Result<Image, StoreError> {
+    Ok(resolved(db, delta)?.0)
+}
+
+/// Returns the state that a delta leads to, and how many bytes of deltas were read behind a keyframe for it.
+fn resolved(db: &Db, delta: i64) -> Result<(Image, i64), StoreError> {
     let mut image = Image::default();
+    let mut read: i64 = 0;
     let mut way = Vec::new();
     let mut next = Some(delta);
     let mut may_be_framed = true;
@@ -113,9 +128,11 @@ pub(super) fn image(db: &Db, delta: i64) -> Result<Image, StoreError> {
         way.push((key, row));
     }
     for (key, row) in way.iter().rev() {
-        image.apply(&name(*key), &decoded(*key, &row.body)?)?;
+        let raw = body::unpack(&name(*key), &row.body)?;
+        read = read.saturating_add(length(&raw)).saturating_add(ROW_WEIGHT);
+        image.apply(&name(*key), &Delta::decode(&name(*key), &raw)?)?;
     }
-    Ok(image)
+    Ok((image, read))
 }
 
 /// Reads the keyframe of a delta, if it has one.
@@ -160,7 +177,8 @@ pub(super) fn reach(db: &Db, delta: i64) -> Result<Reach, StoreError> {
             },
         )?;
         if let Some(size) = size {
-            return Ok(Reach { weight, floor: size.max(FLOOR_MIN), mark: mark.finalize().into() });
+            let (floor, mark) = (size.max(FLOOR_MIN), mark.finalize().into());
+            return Ok(Reach { weight, floor, is_framed: true, mark });
         }
         let (base, length) = db
             .first(
@@ -183,7 +201,7 @@ pub(super) fn reach(db: &Db, delta: i64) -> Result<Reach, StoreError> {
             None => floor = length.max(FLOOR_MIN),
         }
     }
-    Ok(Reach { weight, floor, mark: mark.finalize().into() })
+    Ok(Reach { weight, floor, is_framed: false, mark: mark.finalize().into() })
 }
 
 /// Reads the state at the head of an execution as a keyframe, where one is due.
@@ -194,13 +212,19 @@ pub(super) fn due_keyframe(db: &Db, execution: i64) -> Result<Option<Keyframe>, 
     if reach.weight <= reach.floor {
         return Ok(None);
     }
-    let raw = image(db, delta)?.to_delta().encode();
-    let size = i64::try_from(raw.len()).unwrap_or(i64::MAX);
-    let body = body::pack(&raw, Some(body::FAST))?.bytes;
+    let (image, read) = resolved(db, delta)?;
+    let raw = image.to_delta().encode();
+    let size = length(&raw);
+    let framed = if reach.is_framed { reach.floor } else { 0 };
+    let spared = read.saturating_add(framed).saturating_sub(size);
+    let body = match spared < size / SPARED_MIN {
+        true => None,
+        false => Some(body::pack(&raw, Some(body::FAST))?.bytes),
+    };
     Ok(Some(Keyframe { delta, size, body, reach }))
 }
 
-/// Writes a keyframe, unless what it was read from has changed since.
+/// Writes a keyframe that is worth it, unless what it was read from has changed since.
 pub(super) fn insert_keyframe(db: &Db, execution: i64, keyframe: &Keyframe) -> Result<(), StoreError> {
     let Some(mut execution) = ExecutionRow::by_key(db, execution)? else { return Ok(()) };
     // A key may belong to another delta by now, where the one it was made for has been removed.
@@ -209,8 +233,11 @@ pub(super) fn insert_keyframe(db: &Db, execution: i64, keyframe: &Keyframe) -> R
         Ok(_) | Err(StoreError::Corrupt { .. }) => return Ok(()),
         Err(error) => return Err(error),
     }
-    let values =
-        [ValueRef::Integer(keyframe.delta), ValueRef::Integer(keyframe.size), ValueRef::Blob(&keyframe.body)];
+    let Some(body) = &keyframe.body else {
+        execution.floor = execution.weight.saturating_add(FLOOR_MIN.max(keyframe.size / ADDED_MIN));
+        return execution.update(db);
+    };
+    let values = [ValueRef::Integer(keyframe.delta), ValueRef::Integer(keyframe.size), ValueRef::Blob(body)];
     db.put(
         "keyframes",
         "INSERT OR IGNORE INTO keyframes (delta, size, body, checksum) VALUES (?1, ?2, ?3, ?4)",
@@ -225,6 +252,10 @@ pub(super) fn weigh(db: &Db, execution: &mut ExecutionRow) -> Result<(), StoreEr
     let reach = reach(db, execution.point(db, execution.record.head)?.delta)?;
     (execution.weight, execution.floor) = (reach.weight, reach.floor);
     Ok(())
+}
+
+fn length(bytes: &[u8]) -> i64 {
+    i64::try_from(bytes.len()).unwrap_or(i64::MAX)
 }
 
 /// Returns how a delta is called in errors.
