@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use retake::clock::{Clock, SystemClock};
+use retake::engine::kinds::{LlmDefaults, Prices};
 use retake::engine::{Engine, EnvironmentSecrets, FileSecrets, Registry, Secrets};
 use retake::store::{MemoryStore, NewOperation, SqliteStore, Store};
 
@@ -19,6 +20,7 @@ pub(crate) struct App {
     pub(crate) clock: Arc<dyn Clock>,
     store_url: String,
     secrets: Option<PathBuf>,
+    prices: Option<PathBuf>,
 }
 
 /// Where a store is.
@@ -34,6 +36,7 @@ impl App {
             clock: Arc::new(SystemClock::default()),
             store_url: arguments.store.clone(),
             secrets: arguments.secrets.clone(),
+            prices: arguments.prices.clone(),
         }
     }
 
@@ -61,7 +64,7 @@ impl App {
     pub(crate) fn engine(&self, store: Arc<dyn Store>) -> Result<Engine, Failure> {
         let engine = Engine::new(store)
             .with_clock(Arc::clone(&self.clock))
-            .with_registry(Registry::with_defaults())
+            .with_registry(Registry::with_llm(self.llm_defaults()?))
             .with_secrets(self.secrets()?);
         Ok(engine)
     }
@@ -100,6 +103,21 @@ impl App {
         let Some(path) = self.store_file()? else { return Ok(None) };
         let size = |path: &Path| std::fs::metadata(path).ok().map(|file| file.len());
         Ok(size(&path).map(|bytes| bytes + size(&log_of(&path)).unwrap_or(0)))
+    }
+
+    fn llm_defaults(&self) -> Result<LlmDefaults, Failure> {
+        let mut defaults = LlmDefaults::from_environment();
+        if let Some(path) = &self.prices {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| Failure::unreadable(format!("prices from {}", path.display()), &error))?;
+            let ours = Prices::parse(&text).map_err(|error| {
+                let mut failure = Failure::new(Code::Usage, format!("{}: {error}", path.display()));
+                failure.causes = std::error::Error::source(&error).iter().map(ToString::to_string).collect();
+                failure
+            })?;
+            defaults.prices = defaults.prices.overridden_by(ours);
+        }
+        Ok(defaults)
     }
 
     fn secrets(&self) -> Result<Arc<dyn Secrets>, Failure> {

@@ -26,6 +26,10 @@ pub(crate) struct Arguments {
     #[arg(long, global = true, env = "RETAKE_SECRETS", value_name = "FILE")]
     pub(crate) secrets: Option<std::path::PathBuf>,
 
+    /// A JSON file of what models cost, in place of the list that comes with this version
+    #[arg(long, global = true, env = "RETAKE_PRICES", value_name = "FILE")]
+    pub(crate) prices: Option<std::path::PathBuf>,
+
     #[command(subcommand)]
     pub(crate) command: Command,
 }

@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use retake::engine::{Control, EngineError, Outcome, Run};
-use retake::execution::ExecutionState;
+use retake::execution::{Cost, ExecutionState};
 use serde_json::json;
 
 use crate::app::App;
 use crate::failure::{Code, Failure};
 use crate::progress::Screen;
 use crate::signals::{Wish, Wishes};
+use crate::wording;
 
 /// Drives a run. `wishes` was listened to since before the run was created, so that none is missed.
 pub(crate) async fn drive(app: &App, mut run: Run, mut wishes: Wishes) -> Result<ExitCode, Failure> {
@@ -79,7 +80,7 @@ fn stopped_by(app: &App, name: &str, error: EngineError) -> Failure {
 fn finished(outcome: &Outcome) -> serde_json::Value {
     let failures: Vec<_> =
         outcome.failures.iter().map(|(node, error)| json!({"node": node, "error": error})).collect();
-    json!({
+    let mut document = json!({
         "event": "finished",
         "execution": outcome.execution,
         "name": outcome.name,
@@ -91,7 +92,9 @@ fn finished(outcome: &Outcome) -> serde_json::Value {
         "cost_usd": outcome.cost_usd,
         "waiting": outcome.waiting,
         "failures": failures,
-    })
+    });
+    wording::spend_keys(&outcome.spend).into_iter().for_each(|(key, value)| document[key] = value);
+    document
 }
 
 fn summary(outcome: &Outcome) -> String {
@@ -110,6 +113,12 @@ fn summary(outcome: &Outcome) -> String {
         line.push_str(&format!(", ${cost}"));
     }
     line.push_str(&format!(", @{}", outcome.head));
+    // What the line says already is not said twice.
+    if outcome.spend.reused != Cost::default()
+        && let Some(spend) = wording::spend(&outcome.spend)
+    {
+        line.push_str(&format!("; {spend}"));
+    }
     line
 }
 

@@ -2,9 +2,9 @@
 
 use chrono::{DateTime, Utc};
 use owo_colors::Style;
-use retake::execution::ExecutionState;
+use retake::execution::{ExecutionState, Spend};
 use retake::store::{Cause, ExecutionRecord};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// How many characters of a value stand on a line.
 const VALUE_CHARS_MAX: usize = 60;
@@ -58,6 +58,31 @@ pub(crate) fn money(usd: Option<&str>) -> String {
     usd.map_or_else(|| "unknown".to_owned(), |usd| format!("${usd}"))
 }
 
+/// Returns what a run has cost so far for a person, or `None` where nothing was bought.
+pub(crate) fn spend(spend: &Spend) -> Option<String> {
+    if spend.paid.priced + spend.paid.unpriced == 0 {
+        return None;
+    }
+    let spent = format!("spent {}", money(spend.paid.usd().as_deref()));
+    if spend.reused.priced + spend.reused.unpriced == 0 {
+        return Some(spent);
+    }
+    let [reused, from_zero] = [spend.reused, spend.from_zero()].map(|cost| money(cost.usd().as_deref()));
+    Some(format!("{spent}, reused {reused}, from zero {from_zero}"))
+}
+
+/// Returns the keys that tell a script what a run has cost so far: US dollars as decimals, null where a price is not
+/// known.
+pub(crate) fn spend_keys(spend: &Spend) -> [(&'static str, Value); 5] {
+    [
+        ("spent_usd", json!(spend.paid.usd())),
+        ("reused_usd", json!(spend.reused.usd())),
+        ("from_zero_usd", json!(spend.from_zero().usd())),
+        ("tokens_spent", json!(spend.paid.tokens)),
+        ("tokens_reused", json!(spend.reused.tokens)),
+    ]
+}
+
 /// Returns a value as JSON on one line, and only its start where it is long.
 pub(crate) fn value(value: &Value) -> String {
     shortened(&value.to_string(), VALUE_CHARS_MAX)
@@ -91,6 +116,7 @@ pub(crate) fn cause(cause: &Cause) -> String {
         Cause::Rollback { to } => format!("rollback to @{to}"),
         Cause::Undo { operation } => format!("undo of operation {operation}"),
         Cause::Redo { operation } => format!("redo of operation {operation}"),
+        Cause::Prune { removed } => format!("pruned {}", count(*removed, "checkpoint")),
         Cause::Fork { origin } => format!("fork at @{}", origin.seq),
         Cause::Start
         | Cause::Nodes

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use retake::execution::Cost;
 use retake::store::{ExecutionFilter, ExecutionRecord};
 use serde_json::{Value, json};
 
@@ -39,7 +40,7 @@ impl Ls {
 }
 
 fn document(run: &ExecutionRecord) -> Value {
-    json!({
+    let mut document = json!({
         "execution": run.id,
         "name": run.name,
         "workflow": run.workflow_name,
@@ -48,12 +49,15 @@ fn document(run: &ExecutionRecord) -> Value {
         "created_at": run.created_at,
         "updated_at": run.updated_at,
         "running_in": run.leased_by,
-    })
+    });
+    wording::spend_keys(&run.spend).into_iter().for_each(|(key, value)| document[key] = value);
+    document
 }
 
 fn table(app: &App, runs: &[ExecutionRecord]) -> Table {
     let now = app.clock.now();
-    let mut table = Table::new(["RUN", "STATUS", "HEAD", "WORKFLOW", "CHANGED", "CREATED"]);
+    let mut table =
+        Table::new(["RUN", "STATUS", "HEAD", "WORKFLOW", "SPENT", "REUSED", "CHANGED", "CREATED"]);
     for run in runs {
         let status = wording::standing(run);
         table.row([
@@ -61,9 +65,19 @@ fn table(app: &App, runs: &[ExecutionRecord]) -> Table {
             Cell::styled(status, wording::colour(status)),
             format!("@{}", run.head).into(),
             (&run.workflow_name).into(),
+            cost(&run.spend.paid).into(),
+            cost(&run.spend.reused).into(),
             wording::age(now, run.updated_at).into(),
             wording::age(now, run.created_at).into(),
         ]);
     }
     table
+}
+
+/// Returns a sum for a person; nothing where nothing was bought.
+fn cost(cost: &Cost) -> String {
+    match cost.priced + cost.unpriced {
+        0 => String::new(),
+        _ => wording::money(cost.usd().as_deref()),
+    }
 }

@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 use retake::engine::address;
 use retake::execution::ExecutionId;
-use retake::store::{CheckpointRecord, ExecutionFilter, HistoryPage, Store};
+use retake::store::{Cause, CheckpointRecord, ExecutionFilter, HistoryPage, Note, Store};
 use retake::workflow::parse_duration;
 use serde_json::json;
 
@@ -63,7 +63,7 @@ impl Prune {
             cuts.push(Cut { id: run.id, name: run.name, keep, total: history.len(), removed });
         }
         if !self.dry_run {
-            cut(&*store, &mut cuts).await?;
+            cut(app, &*store, &mut cuts).await?;
         }
         // What a store still holds back is written when it is closed.
         drop(store);
@@ -120,9 +120,11 @@ impl Prune {
     }
 }
 
-async fn cut(store: &dyn Store, cuts: &mut [Cut]) -> Result<(), Failure> {
+async fn cut(app: &App, store: &dyn Store, cuts: &mut [Cut]) -> Result<(), Failure> {
     for cut in cuts.iter_mut().filter(|cut| cut.removed > 0) {
         cut.removed = store.prune(cut.id, cut.keep).await?;
+        let cause = Cause::Prune { removed: cut.removed as u64 };
+        store.note(cut.id, Note { at: app.clock.now(), cause, operation: app.operation() }).await?;
     }
     store.compact().await?;
     Ok(())

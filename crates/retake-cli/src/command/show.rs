@@ -95,7 +95,7 @@ impl Shown {
             | ExecutionState::Cancelled
             | ExecutionState::Paused => None,
         };
-        json!({
+        let mut document = json!({
             "execution": execution.id,
             "name": execution.name,
             "workflow": execution.workflow_name,
@@ -110,7 +110,10 @@ impl Shown {
             "inputs": self.ctx.inputs,
             "variables": self.ctx.variables,
             "nodes": nodes,
-        })
+        });
+        let spend = wording::spend_keys(&self.ctx.ledger.spend);
+        spend.into_iter().for_each(|(key, value)| document[key] = value);
+        document
     }
 
     fn node_document(&self, name: &str) -> Result<Value, Failure> {
@@ -198,6 +201,7 @@ impl Shown {
             wording::cause(&checkpoint.cause),
             wording::age(app.clock.now(), checkpoint.created_at),
         ];
+        about.extend(wording::spend(&self.ctx.ledger.spend));
         about.extend(checkpoint.label.iter().map(|label| format!("labelled `{}`", wording::plain(label))));
         app.output.line(about.join(", ").style(Style::new().dimmed()).to_string());
         if let ExecutionState::Failed(why) = &checkpoint.state {

@@ -95,12 +95,19 @@ impl Registry {
     /// environment: see [`LlmDefaults::from_environment`](super::kinds::LlmDefaults::from_environment).
     #[cfg(feature = "nodes")]
     pub fn with_defaults() -> Self {
-        use super::kinds::{HttpHandler, LlmDefaults, LlmHandler, RunHandler};
+        Self::with_llm(super::kinds::LlmDefaults::from_environment())
+    }
+
+    /// Returns a registry with the handlers of `run`, `http` and `llm`, and what `llm` nodes use that do not say it
+    /// themselves.
+    #[cfg(feature = "nodes")]
+    pub fn with_llm(defaults: super::kinds::LlmDefaults) -> Self {
+        use super::kinds::{HttpHandler, LlmHandler, RunHandler};
 
         Self::new()
             .with_kind("run", RunHandler::new())
             .with_kind("http", HttpHandler::new())
-            .with_kind("llm", LlmHandler::new(LlmDefaults::from_environment()))
+            .with_kind("llm", LlmHandler::new(defaults))
     }
 
     /// Sets the handler of a kind, by its name in a workflow file: `run`, `http` or `llm`.

@@ -12,6 +12,7 @@ mod stand_in;
 
 pub use http::HttpHandler;
 pub use llm::{LlmDefaults, LlmHandler};
+pub use price::{Prices, PricesError};
 pub use run::RunHandler;
 
 use serde_json::Value;

@@ -6,6 +6,7 @@ mod explaining;
 mod going_back;
 mod people;
 mod running;
+mod spending;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use self::answer::{Answer, EventStream};
 use super::client::{self, Client};
 use super::http::{IDEMPOTENCY_KEY, content_type, header_value, says_json};
-use super::price::{self, Rates};
+use super::price::{self, Prices, Rates};
 use super::{OUTPUT_BYTES_MAX, not_for};
 use crate::engine::{Handler, NodeContext, NodeError};
 use crate::workflow::{Llm, NodeKind};
@@ -33,6 +33,8 @@ pub struct LlmDefaults {
     pub api_key_secret: String,
     /// The model.
     pub model: Option<String>,
+    /// What models cost, for nodes that do not say it.
+    pub prices: Prices,
 }
 
 impl LlmDefaults {
@@ -47,7 +49,12 @@ impl LlmDefaults {
 
 impl Default for LlmDefaults {
     fn default() -> Self {
-        Self { base_url: OPENAI_BASE_URL.to_owned(), api_key_secret: OPENAI_API_KEY.to_owned(), model: None }
+        Self {
+            base_url: OPENAI_BASE_URL.to_owned(),
+            api_key_secret: OPENAI_API_KEY.to_owned(),
+            model: None,
+            prices: Prices::listed().clone(),
+        }
     }
 }
 
@@ -125,7 +132,7 @@ impl Handler for LlmHandler {
         let mut answer = Answer::default();
         let received = receive(&ctx, response, &mut answer).await;
         // What was counted was spent, whether the rest arrived or not.
-        note(&ctx, &question, &answer);
+        note(&ctx, &question, &answer, &self.defaults.prices);
         received?;
         answer.into_output()
     }
@@ -221,7 +228,7 @@ fn too_long(bytes_max: usize) -> NodeError {
 }
 
 /// Notes what the answer cost and how it ended.
-fn note(ctx: &NodeContext, question: &Question, answer: &Answer) {
+fn note(ctx: &NodeContext, question: &Question, answer: &Answer, prices: &Prices) {
     let model = answer.model().unwrap_or(&question.model);
     ctx.measured("model", json!(model));
     if let Some(reason) = answer.finish_reason() {
@@ -229,8 +236,9 @@ fn note(ctx: &NodeContext, question: &Question, answer: &Answer) {
     }
     let Some(usage) = answer.usage() else { return };
     let rates = question.rates.clone().or_else(|| {
-        let rates = price::listed(model).or_else(|| price::listed(&question.model))?;
-        ctx.measured("price_as_of", json!(price::listed_as_of()));
+        let priced = [model, &question.model].into_iter().find_map(|name| Some((name, prices.rates(name)?)));
+        let (name, rates) = priced?;
+        ctx.measured("price_as_of", json!(prices.as_of(name)));
         Some(rates)
     });
     let cost_usd = rates.and_then(|rates| rates.cost_usd(usage)).and_then(price::nearest);
@@ -365,6 +373,25 @@ mod tests {
         attempt.make(handler(&server)).await.unwrap();
         let metrics = attempt.metrics();
         assert_eq!((metrics.token_usage.unwrap().total_tokens, metrics.cost_usd), (1007, None));
+    }
+
+    #[tokio::test]
+    async fn a_price_of_ones_own_is_the_price_of_a_model() {
+        let mut known = piece("x");
+        known["model"] = json!("house-model");
+        let server = Server::answering([stream(&[known, stop(), counted()], "data: [DONE]\n\n")]).await;
+        let ours = r#"{"as_of": "2026-11", "models": {"house-model": {"input": "1000", "output": "1000"}}}"#;
+        let mut handler = handler(&server);
+        handler.defaults.prices = handler.defaults.prices.overridden_by(Prices::parse(ours).unwrap());
+        let attempt = node(Llm {
+            prompt: Some("?".to_owned()),
+            model: Some("house-model".to_owned()),
+            ..Llm::default()
+        });
+        attempt.make(handler).await.unwrap();
+        let metrics = attempt.metrics();
+        assert_eq!(metrics.cost_usd, Some(1.007));
+        assert_eq!(metrics.custom["price_as_of"], "2026-11");
     }
 
     #[tokio::test]

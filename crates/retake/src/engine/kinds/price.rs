@@ -18,27 +18,96 @@ pub(super) struct Rates {
     cached_input: Decimal,
 }
 
-#[derive(Debug, Deserialize)]
-struct List {
+/// What models cost: US dollars for a million tokens, by model.
+///
+/// As a file it is JSON:
+///
+/// ```
+/// use retake::engine::kinds::Prices;
+///
+/// let ours = Prices::parse(
+///     r#"{"as_of": "2026-11", "models": {"our-model": {"input": "0.50", "output": "1.50", "cached_input": "0.05"}}}"#,
+/// )?;
+/// let prices = Prices::listed().clone().overridden_by(ours);
+/// # Ok::<(), retake::engine::kinds::PricesError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prices {
+    /// The month that the prices are of.
     as_of: String,
+    /// Where they were found.
+    #[serde(default, rename = "source")]
+    _source: Option<String>,
     models: BTreeMap<String, Price>,
+    /// The models whose prices are of another month.
+    #[serde(skip)]
+    newer: BTreeMap<String, String>,
 }
 
-static LIST: LazyLock<List> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("../../../data/prices.json"))
+/// A list of prices that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PricesError {
+    /// It is not JSON of the right shape.
+    #[error(
+        "a list of prices is JSON such as {{\"as_of\": \"2026-01\", \"models\": {{\"MODEL\": {{\"input\": \"2.50\", \"output\": \"10.00\"}}}}}}"
+    )]
+    Shape(#[source] serde_json::Error),
+    /// A price is not one.
+    #[error("the price of model `{model}` cannot be used")]
+    Price {
+        /// The model.
+        model: String,
+        /// Why.
+        #[source]
+        source: NodeError,
+    },
+}
+
+static LISTED: LazyLock<Prices> = LazyLock::new(|| {
+    Prices::parse(include_str!("../../../data/prices.json"))
         .expect("the list is part of the build, and tested")
 });
 
-/// Returns the month of the list of prices.
-pub(super) fn listed_as_of() -> &'static str {
-    &LIST.as_of
-}
+impl Prices {
+    /// Returns the prices of common models that this version knows; [`as_of`](Self::as_of) says how old they are.
+    pub fn listed() -> &'static Self {
+        &LISTED
+    }
 
-/// Returns the listed rates of a model. A dated version (`MODEL-2024-08-06`, `MODEL-20240806`) costs what its model costs,
-/// unless it is listed itself.
-pub(super) fn listed(model: &str) -> Option<Rates> {
-    let price = LIST.models.get(model).or_else(|| LIST.models.get(undated(model)?))?;
-    Rates::new(price).ok()
+    /// Reads a list.
+    ///
+    /// # Errors
+    /// [`PricesError`] that names the model whose price is none.
+    pub fn parse(text: &str) -> Result<Self, PricesError> {
+        let prices: Self = serde_json::from_str(text).map_err(PricesError::Shape)?;
+        for (model, price) in &prices.models {
+            Rates::new(price).map_err(|source| PricesError::Price { model: model.clone(), source })?;
+        }
+        Ok(prices)
+    }
+
+    /// Returns this list with the prices of another in place of its own, for the models that the other has.
+    pub fn overridden_by(mut self, other: Self) -> Self {
+        let as_of = |model: &String| (model.clone(), other.as_of.clone());
+        self.newer.extend(other.models.keys().map(as_of));
+        self.models.extend(other.models);
+        self
+    }
+
+    /// Returns the month that the price of a model is of, or the list's where it has none.
+    pub fn as_of(&self, model: &str) -> &str {
+        let newer = self.newer.get(model).or_else(|| self.newer.get(undated(model)?));
+        newer.map_or(&self.as_of, String::as_str)
+    }
+
+    /// Returns the rates of a model. A dated version (`MODEL-2024-08-06`, `MODEL-20240806`) costs what its model costs,
+    /// unless it is listed itself.
+    pub(super) fn rates(&self, model: &str) -> Option<Rates> {
+        let price = self.models.get(model).or_else(|| self.models.get(undated(model)?))?;
+        Rates::new(price).ok()
+    }
 }
 
 fn undated(model: &str) -> Option<&str> {
@@ -101,9 +170,27 @@ mod tests {
 
     #[test]
     fn every_listed_price_can_be_read() {
-        for (model, price) in &LIST.models {
-            assert!(Rates::new(price).is_ok(), "{model}");
-        }
+        let prices = Prices::parse(include_str!("../../../data/prices.json")).unwrap();
+        assert!(prices.models.len() > 5);
+        assert_eq!(prices.as_of("gpt-4o"), "2025-12");
+    }
+
+    #[test]
+    fn prices_of_ones_own_take_the_place_of_those_that_are_listed() {
+        let ours = r#"{"as_of": "2026-11", "models": {"gpt-4o": {"input": "1", "output": "2"}}}"#;
+        let prices = Prices::listed().clone().overridden_by(Prices::parse(ours).unwrap());
+        assert_eq!(prices.rates("gpt-4o"), Rates::new(&price("1", "2", None)).ok());
+        assert_eq!(prices.rates("gpt-4o-mini"), Prices::listed().rates("gpt-4o-mini"));
+        assert_eq!((prices.as_of("gpt-4o-2024-08-06"), prices.as_of("gpt-4o-mini")), ("2026-11", "2025-12"));
+    }
+
+    #[test]
+    fn a_list_that_is_none_says_which_model_is_wrong() {
+        let wrong = r#"{"as_of": "2026-11", "models": {"ours": {"input": "cheap", "output": "2"}}}"#;
+        let error = Prices::parse(wrong).unwrap_err();
+        assert_eq!(error.to_string(), "the price of model `ours` cannot be used");
+        assert!(matches!(Prices::parse("[]"), Err(PricesError::Shape(_))));
+        assert!(matches!(Prices::parse(r#"{"as_of": "x", "model": {}}"#), Err(PricesError::Shape(_))));
     }
 
     #[test]
@@ -134,6 +221,7 @@ mod tests {
 
     #[test]
     fn a_dated_version_costs_what_its_model_costs_and_an_unknown_model_has_no_price() {
+        let listed = |model: &str| Prices::listed().rates(model);
         assert_eq!(listed("gpt-4o-2024-08-06"), listed("gpt-4o"));
         assert_ne!(listed("gpt-4o-2024-05-13"), listed("gpt-4o"));
         assert_eq!(listed("claude-haiku-4-5-20251001"), listed("claude-haiku-4-5"));
