@@ -226,6 +226,14 @@ mod tests {
     }
 
     #[test]
+    fn a_float_is_read_to_its_last_digit() {
+        for text in ["-2.3587886288753886e-58", "0.1", "5e-324", "1.7976931348623157e308"] {
+            let exact: f64 = text.parse().unwrap();
+            assert_eq!(parse_exact(text).unwrap().as_f64().unwrap().to_bits(), exact.to_bits(), "{text}");
+        }
+    }
+
+    #[test]
     fn a_number_that_would_change_is_refused_by_name_and_digits_in_a_text_are_not() {
         assert_eq!(
             refusal(r#"{"id": "1", "n": 18446744073709551616}"#),
