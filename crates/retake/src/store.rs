@@ -11,6 +11,7 @@ mod delta;
 mod error;
 mod memory;
 mod record;
+mod sharing;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod state;
@@ -29,6 +30,7 @@ pub use record::{
     NewCheckpoint, NewExecution, NewOperation, NewWorkflow, Note, OperationRecord, Origin, Report, Request,
     Seq,
 };
+pub use sharing::context_sharing;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{FORMAT, Options, SqliteStore, Stats};
 pub use state::{context, delta};

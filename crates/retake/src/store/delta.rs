@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use imbl::ordmap::DiffItem;
 use serde::{Deserialize, Serialize};
 
 use super::{StoreError, value};
@@ -109,6 +110,22 @@ pub struct Image {
     entries: imbl::OrdMap<Key, Entry>,
 }
 
+/// One difference between two images.
+#[derive(Debug)]
+pub(super) enum ImageChange<'a> {
+    /// The newer one has another entry, or the only one.
+    Set {
+        /// What it is about.
+        key: &'a Key,
+        /// The older entry.
+        before: Option<&'a Entry>,
+        /// The newer entry.
+        after: &'a Entry,
+    },
+    /// Only the older one has an entry.
+    Removed(&'a Key),
+}
+
 impl Delta {
     /// Returns a delta of these changes, put in order.
     ///
@@ -195,6 +212,17 @@ impl Image {
     /// Returns a key's entry.
     pub fn get(&self, key: &Key) -> Option<&Entry> {
         self.entries.get(key)
+    }
+
+    /// Returns what differs from this image to `newer`, in order of the keys.
+    pub(super) fn changes_to<'a>(&'a self, newer: &'a Self) -> impl Iterator<Item = ImageChange<'a>> {
+        self.entries.diff(&newer.entries).map(|item| match item {
+            DiffItem::Add(key, after) => ImageChange::Set { key, before: None, after },
+            DiffItem::Update { old: (_, before), new: (key, after) } => {
+                ImageChange::Set { key, before: Some(before), after }
+            }
+            DiffItem::Remove(key, _) => ImageChange::Removed(key),
+        })
     }
 
     /// Applies a delta. `record` names the delta in an error, which leaves the image half changed: throw it away.
