@@ -9,6 +9,7 @@ mod attempt;
 mod context;
 mod control;
 mod decision;
+mod diff;
 mod error;
 mod event;
 mod going_back;
@@ -30,6 +31,10 @@ use serde_json::Value;
 pub use context::{NodeContext, hash_now};
 pub use control::{Control, Outcome};
 pub use decision::Decision;
+pub use diff::{
+    CostChange, DefinitionDiff, Diff, NodeDiff, Pair, PairPoint, Side, Standing, Status, StatusChange,
+    ValueChange, ValueEdit, diff,
+};
 pub use error::EngineError;
 pub use event::Event;
 pub use going_back::{Fork, Forked};
