@@ -59,6 +59,13 @@ pub(crate) enum Command {
     Show(command::show::Show),
     /// Say why a node ran or was reused, and what would make it run again
     Explain(command::explain::Explain),
+    /// Show what differs between two points, of one run or of two
+    ///
+    /// What results say is compared, not when and how they were made: a node that ran again and gave the same is no
+    /// difference. With `--json`, `patch` is a JSON Patch (RFC 6902): it turns the `status`, `error`, `inputs`, `variables`
+    /// and `nodes` (of each its `status`, `output` and `error`) that `show --json` gives of the one point into those of the
+    /// other.
+    Diff(command::diff::Diff),
     /// Make a checkpoint now
     Checkpoint(command::checkpoint::Checkpoint),
     /// Go back to a point of a run

@@ -5,6 +5,7 @@ pub(crate) mod cancel;
 pub(crate) mod checkpoint;
 pub(crate) mod completions;
 pub(crate) mod demo;
+pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod init;
@@ -43,6 +44,7 @@ pub(crate) async fn execute(app: &App, command: Command) -> Result<ExitCode, Fai
         Command::Log(log) => log.execute(app).await,
         Command::Show(show) => show.execute(app).await,
         Command::Explain(explain) => explain.execute(app).await,
+        Command::Diff(diff) => diff.execute(app).await,
         Command::Checkpoint(checkpoint) => checkpoint.execute(app).await,
         Command::Rollback(rollback) => rollback.execute(app).await,
         Command::Undo(undo) => undo.execute(app).await,

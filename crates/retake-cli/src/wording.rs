@@ -7,7 +7,7 @@ use retake::store::{Cause, ExecutionRecord};
 use serde_json::{Value, json};
 
 /// How many characters of a value stand on a line.
-const VALUE_CHARS_MAX: usize = 60;
+pub(crate) const VALUE_CHARS_MAX: usize = 60;
 
 /// Returns how long ago something was, in its largest unit.
 pub(crate) fn age(now: DateTime<Utc>, then: DateTime<Utc>) -> String {
