@@ -3,6 +3,7 @@
 //! Both sides of a row are measured in one run, in turns, on one file system; what is compared are medians. See
 //! `docs/benchmarks.md` for what each floor is, and for a run with its machine.
 
+mod difference;
 mod floor;
 mod growth;
 mod listing;
@@ -42,13 +43,14 @@ impl Effort {
 }
 
 /// The parts, by the name that chooses them.
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     ("saving", save::rows),
     ("growing", growth::rows),
     ("reading", read::rows),
     ("snapshots", snapshot::rows),
     ("overhead", overhead::rows),
     ("listing", listing::rows),
+    ("differences", difference::rows),
 ];
 
 type Part = fn(Effort) -> Outcome<Vec<Row>>;

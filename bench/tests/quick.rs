@@ -20,6 +20,8 @@ fn a_quick_run_prints_a_row_for_every_number() {
         ("| rollback in memory", 6),
         ("| engine overhead per node", 5),
         ("| list 20 checkpoints", 2),
+        ("| tell the difference of two loaded states", 1),
+        ("| load two states", 1),
     ] {
         assert_eq!(table.matches(what).count(), rows, "{what}\n{table}");
     }
