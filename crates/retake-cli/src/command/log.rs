@@ -338,6 +338,7 @@ mod tests {
             label: None,
             state: ExecutionState::Running,
             completed_node_count: 0,
+            spend: retake::execution::Spend::default(),
             size_bytes: 0,
             compressed: false,
         };

@@ -155,6 +155,7 @@ mod tests {
             label: None,
             state: retake::execution::ExecutionState::Paused,
             completed_node_count: 0,
+            spend: retake::execution::Spend::default(),
             size_bytes: 0,
             compressed: false,
         };

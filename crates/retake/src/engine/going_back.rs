@@ -15,8 +15,8 @@ use super::secret::Masks;
 use super::{Engine, EngineError, Names, Redefine};
 use crate::execution::{Change, ExecutionContext, ExecutionId, ExecutionState};
 use crate::store::{
-    Cause, CheckpointRecord, Conflict, HistoryPage, NewExecution, NewOperation, NewWorkflow, OperationRecord,
-    Origin, Seq, StoreError, StoreExt, delta,
+    Cause, CheckpointRecord, Conflict, HistoryPage, NewCheckpoint, NewExecution, NewOperation, NewWorkflow,
+    OperationRecord, Origin, Seq, StoreError, StoreExt, delta,
 };
 use crate::workflow::Workflow;
 
@@ -164,11 +164,64 @@ impl Engine {
         };
         after.execution_id = self.clock.new_id();
         after.started_at = self.clock.now();
-        let id = after.execution_id;
         let mut first = self.new_checkpoint(&after, cause);
         first.delta = delta(Some(&before), &after, |name| writers.get(name).copied())?;
-        first.compress = workflow.definition().checkpoints.compress;
         first.operation = Some(operation);
+        let origin = Origin { execution_id: origin, seq: plan.target };
+        self.create_fork(after.execution_id, name, origin, &workflow, first).await
+    }
+
+    /// Makes a new execution that begins at a point of another and changes nothing: it reads no state, and costs the
+    /// same whatever the size of the state.
+    ///
+    /// # Errors
+    /// [`StoreError::NoExecution`], [`StoreError::NoPoint`], [`StoreError::Pruned`]; [`Conflict::NameTaken`].
+    pub async fn fork_unchanged(
+        &self,
+        id: ExecutionId,
+        seq: Seq,
+        name: Option<String>,
+        operation: NewOperation,
+    ) -> Result<Forked, EngineError> {
+        let execution = self.store.require(id).await?;
+        let head = execution.head;
+        let point = self.record_of(id, seq).await?.ok_or(match (1..=head).contains(&seq) {
+            true => StoreError::Pruned { execution: id, seq },
+            false => StoreError::NoPoint { execution: id, seq, head },
+        })?;
+        let origin = Origin { execution_id: id, seq };
+        if point.state == ExecutionState::Cancelled {
+            // The state itself says so, and must say something else in the fork.
+            let plan = self.plan_fork(id, seq, &Fork::default()).await?;
+            return self.fork(plan, name, operation).await;
+        }
+        let workflow = self.workflow_with_id(point.workflow_id, &execution.name).await?;
+        // Whoever runs there does not run here.
+        let state = match point.state {
+            ExecutionState::Running => ExecutionState::Paused,
+            state @ (ExecutionState::Completed
+            | ExecutionState::Failed(_)
+            | ExecutionState::Cancelled
+            | ExecutionState::Paused) => state,
+        };
+        let first = NewCheckpoint {
+            completed_node_count: point.completed_node_count,
+            spend: point.spend,
+            operation: Some(operation),
+            ..NewCheckpoint::new(self.clock.new_id(), self.clock.now(), state, Cause::Fork { origin })
+        };
+        self.create_fork(self.clock.new_id(), name, origin, &workflow, first).await
+    }
+
+    async fn create_fork(
+        &self,
+        id: ExecutionId,
+        name: Option<String>,
+        origin: Origin,
+        workflow: &Workflow,
+        mut first: NewCheckpoint,
+    ) -> Result<Forked, EngineError> {
+        first.compress = workflow.definition().checkpoints.compress;
         let mut names = Names::new(name, id);
         loop {
             let name = names.draw();
@@ -178,7 +231,7 @@ impl Engine {
                 workflow_id: workflow.id(),
                 workflow_name: workflow.name().to_owned(),
                 definition: workflow.definition().to_json(),
-                origin: Some(Origin { execution_id: origin, seq: plan.target }),
+                origin: Some(origin),
             };
             let created = self.store.create(new, first.clone()).await.map(drop);
             if names.takes(created.map_err(EngineError::from))? {

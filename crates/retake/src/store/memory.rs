@@ -393,6 +393,7 @@ impl Kept {
             label: checkpoint.label.clone(),
             state: checkpoint.state.clone(),
             completed_node_count: checkpoint.completed_node_count,
+            spend: checkpoint.spend,
             size_bytes: size(&checkpoint.delta),
             compressed: false,
         };

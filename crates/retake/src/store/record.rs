@@ -293,7 +293,7 @@ pub struct ExecutionRecord {
 }
 
 /// What a store knows of a checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct CheckpointRecord {
     /// The execution.
     pub execution_id: ExecutionId,
@@ -317,6 +317,8 @@ pub struct CheckpointRecord {
     pub state: ExecutionState,
     /// How many nodes were done with.
     pub completed_node_count: u64,
+    /// What the execution had cost by then.
+    pub spend: Spend,
     /// Bytes that were stored for it: what changed, encoded and compressed.
     pub size_bytes: u64,
     /// Whether those bytes are compressed.

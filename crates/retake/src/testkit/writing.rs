@@ -101,6 +101,7 @@ async fn a_checkpoint_comes_back_with_everything_it_was_given(trial: Trial) {
         label: new.label,
         state: new.state.clone(),
         completed_node_count: 7,
+        spend: new.spend,
         size_bytes: given.size_bytes,
         compressed: given.compressed,
     };
@@ -473,6 +474,7 @@ async fn what_an_execution_has_cost_stands_in_its_record(trial: Trial) {
     assert_eq!(trial.store().await.require(id).await.expect("a record").spend, spend);
     let listed = trial.store().await.executions(&Default::default()).await.expect("a list");
     assert_eq!(listed[0].spend, spend);
+    assert_eq!(history(&*trial.store().await, id).await[0].spend, spend);
 }
 
 async fn many_executions_can_be_advanced_at_once(trial: Trial) {

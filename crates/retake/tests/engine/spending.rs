@@ -69,6 +69,24 @@ async fn a_fork_begins_with_what_its_origin_had_spent_by_then() {
 }
 
 #[tokio::test]
+async fn a_fork_that_changes_nothing_is_the_point_that_it_began_at() {
+    let engine = paying();
+    let outcome = run(&engine, diamond()).await;
+    let fork = engine.fork_unchanged(outcome.execution, 3, None, somebody()).await.unwrap();
+    assert_eq!(spend(&engine, fork.execution).await, usd("0.2", None, "0.2"));
+    let record = engine.store().require(fork.execution).await.unwrap();
+    assert_eq!((record.head, record.state), (1, ExecutionState::Paused));
+    let goes_on = engine.resume(fork.execution, Resume::default()).await.unwrap().drive().await.unwrap();
+    assert_eq!((goes_on.nodes_run, goes_on.nodes_reused), (2, 2));
+    assert_eq!(goes_on.state, ExecutionState::Completed);
+    let whole = engine.fork_unchanged(outcome.execution, outcome.head, None, somebody()).await.unwrap();
+    let record = engine.store().require(whole.execution).await.unwrap();
+    assert_eq!(record.state, ExecutionState::Completed);
+    let missing = engine.fork_unchanged(outcome.execution, 99, None, somebody()).await.unwrap_err();
+    assert!(matches!(missing, EngineError::Store(StoreError::NoPoint { seq: 99, .. })), "{missing}");
+}
+
+#[tokio::test]
 async fn one_unknown_price_makes_the_spend_unknown_and_not_zero() {
     let engine = paying();
     let workflow = Workflow::builder("w").node("a", work()).node("free", work()).build().unwrap();

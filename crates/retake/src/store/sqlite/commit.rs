@@ -176,6 +176,7 @@ fn append(
         label: checkpoint.label.clone(),
         state: checkpoint.state.clone(),
         completed_node_count: checkpoint.completed_node_count,
+        spend: checkpoint.spend,
         size_bytes: length as u64,
         compressed: body.is_some_and(|body| body.compressed),
     };

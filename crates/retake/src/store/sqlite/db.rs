@@ -388,6 +388,17 @@ pub(super) fn json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> Result<
     serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
+/// Reads a small record that is kept without the names of its fields.
+pub(super) fn packed<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> Result<T, Damage> {
+    rmp_serde::from_slice(blob(row, column)?).map_err(|error| error.to_string())
+}
+
+/// Returns a small record as it is stored, without the names of its fields.
+pub(super) fn to_packed(path: &str, value: &impl serde::Serialize) -> Result<Vec<u8>, StoreError> {
+    rmp_serde::to_vec(value)
+        .map_err(|error| StoreError::Unstorable { path: path.to_owned(), why: error.to_string() })
+}
+
 /// Returns a record as it is stored.
 pub(super) fn to_json(path: &str, value: &impl serde::Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value)

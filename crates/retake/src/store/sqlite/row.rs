@@ -21,7 +21,7 @@ pub(super) use execution_columns;
 macro_rules! checkpoint_columns {
     () => {
         "execution, seq, id, parent, delta, created_at, cause, label, state, completed_nodes, size_bytes, \
-         compressed, nodes, workflow, checksum"
+         compressed, nodes, workflow, spend, checksum"
     };
 }
 pub(super) use checkpoint_columns;
@@ -112,7 +112,7 @@ impl ExecutionRow {
                 head: db::count(row, 7)?,
                 created_at: db::time(row, 8)?,
                 updated_at: db::time(row, 9)?,
-                spend: db::json(row, 20)?,
+                spend: db::packed(row, 20)?,
                 origin,
                 leased_by: None,
             },
@@ -160,7 +160,7 @@ impl ExecutionRow {
     fn put(&self, db: &Db, sql: &'static str) -> Result<(), StoreError> {
         let record = &self.record;
         let state = db::to_json("the state", &record.state)?;
-        let spend = db::to_json("the spend", &record.spend)?;
+        let spend = db::to_packed("the spend", &record.spend)?;
         let origin = record.origin.as_ref();
         let origin_seq = origin.map(|origin| db::stored("the origin", origin.seq)).transpose()?;
         let holder = self.holder.as_ref();
@@ -185,7 +185,7 @@ impl ExecutionRow {
             ValueRef::Integer(self.floor),
             ValueRef::Integer(self.slack),
             ValueRef::Integer(self.slack_max),
-            ValueRef::from(spend.as_str()),
+            ValueRef::Blob(&spend),
         ];
         db.put("executions", sql, &values)
     }
@@ -219,7 +219,7 @@ impl CheckpointRow {
     }
 
     pub(super) fn read(execution: &ExecutionRecord, row: &Row<'_>) -> Result<Self, Damage> {
-        db::verify("checkpoints", row, 14)?;
+        db::verify("checkpoints", row, 15)?;
         let parent = match db::optional_integer(row, 3)? {
             Some(_) => Some(db::count(row, 3)?),
             None => None,
@@ -236,6 +236,7 @@ impl CheckpointRow {
             label: db::optional_text(row, 7)?,
             state: db::json(row, 8)?,
             completed_node_count: db::count(row, 9)?,
+            spend: db::packed(row, 14)?,
             size_bytes: db::count(row, 10)?,
             compressed: db::integer(row, 11)? != 0,
         };
@@ -248,6 +249,7 @@ impl CheckpointRow {
         let nodes = db::to_json("the nodes", &record.nodes)?;
         let state = db::to_json("the state", &record.state)?;
         let parent = record.parent.map(|seq| db::stored("the parent", seq)).transpose()?;
+        let spend = db::to_packed("the spend", &record.spend)?;
         let values = [
             ValueRef::Integer(execution),
             ValueRef::Integer(db::stored("the point", record.seq)?),
@@ -263,13 +265,14 @@ impl CheckpointRow {
             ValueRef::Integer(i64::from(record.compressed)),
             ValueRef::from(nodes.as_str()),
             ValueRef::Blob(record.workflow_id.as_bytes()),
+            ValueRef::Blob(&spend),
         ];
         db.put(
             "checkpoints",
             concat!(
                 "INSERT INTO checkpoints (",
                 checkpoint_columns!(),
-                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
+                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)"
             ),
             &values,
         )

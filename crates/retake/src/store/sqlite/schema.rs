@@ -60,7 +60,7 @@ CREATE TABLE executions (
     floor         INTEGER NOT NULL,
     slack         INTEGER NOT NULL,
     slack_max     INTEGER NOT NULL,
-    spend         TEXT NOT NULL,
+    spend         BLOB NOT NULL,
     checksum      BLOB NOT NULL
 );
 CREATE INDEX executions_by_creation ON executions (created_at, id);
@@ -110,6 +110,7 @@ CREATE TABLE checkpoints (
     compressed      INTEGER NOT NULL,
     nodes           TEXT NOT NULL,
     workflow        BLOB NOT NULL,
+    spend           BLOB NOT NULL,
     checksum        BLOB NOT NULL,
     PRIMARY KEY (execution, seq),
     FOREIGN KEY (execution, workflow) REFERENCES execution_workflows
