@@ -49,8 +49,12 @@ pub struct Plan {
     pub inconsistent: Vec<Rerun>,
     /// Nodes that the workflow has no more, and whose results go.
     pub removed: Vec<String>,
+    /// Nodes whose outputs go: they run again, or are no more. What failed has nothing to lose.
+    pub forgotten: Vec<String>,
     /// Variables that change.
     pub variables: BTreeMap<String, VariableChange>,
+    /// Nodes that have another output then, by name.
+    pub outputs: BTreeMap<String, VariableChange>,
     /// US dollars that the kept results cost, as a decimal; `None` where not known or where nothing was bought.
     pub cost_kept_usd: Option<String>,
     /// US dollars that the nodes to run again cost last time.
@@ -73,12 +77,12 @@ pub struct Rerun {
     pub because: String,
 }
 
-/// What a variable changes from and to; `None` where it is not there.
+/// What a variable or an output changes from and to; `None` where it is not there.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct VariableChange {
     /// At the head.
     pub from: Option<Value>,
-    /// After the rollback.
+    /// After the plan is applied.
     pub to: Option<Value>,
 }
 
@@ -571,6 +575,8 @@ impl<'a> Draft<'a> {
             irreversible,
             inconsistent: Vec::new(),
             removed: self.changes.gone.values().cloned().collect(),
+            forgotten: Vec::new(),
+            outputs: BTreeMap::new(),
             variables: head.ctx.variables.changes_to(&after.ctx.variables).map(variable_change).collect(),
             cost_kept_usd: None,
             cost_again_usd: None,
@@ -588,8 +594,16 @@ impl<'a> Draft<'a> {
         };
         plan.inconsistent = self.inconsistent(&plan.change.after.ctx);
         let after = &plan.change.after.ctx;
+        let output = |ctx: &ExecutionContext, id: NodeId| ctx.get_node_result(&id)?.output().cloned();
         for node in graph.nodes() {
             let (name, id) = (graph.name(node).to_owned(), graph.id(node));
+            match (output(&head.ctx, id), output(after, id)) {
+                (Some(_), None) => plan.forgotten.push(name.clone()),
+                (from, to @ Some(_)) if from != to => {
+                    plan.outputs.insert(name.clone(), VariableChange { from, to });
+                }
+                (Some(_) | None, Some(_)) | (None, None) => {}
+            }
             let ended = |ctx: &ExecutionContext| {
                 ctx.get_node_result(&id).filter(|record| record.result != ExecutionResult::Pending).cloned()
             };
@@ -610,6 +624,8 @@ impl<'a> Draft<'a> {
                 (None, None) => plan.pending.push(name),
             }
         }
+        let gone = self.changes.gone.iter().filter(|(id, _)| output(&head.ctx, **id).is_some());
+        plan.forgotten.extend(gone.map(|(_, name)| name.clone()));
         plan.cost_kept_usd = plan.kept.usd();
         plan.cost_again_usd = plan.again.usd();
         plan

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod explaining;
+mod changing;
 mod going_back;
 mod people;
 mod running;

@@ -1,0 +1,56 @@
+//! Edits, forks and other definitions: what their plans say, and what they record.
+
+use retake::engine::{Edit, Redefine, VariableChange};
+
+use super::*;
+
+fn output_of(node: &str, value: Value) -> Edit {
+    Edit { outputs: BTreeMap::from([(node.to_owned(), value)]), ..Edit::default() }
+}
+
+#[tokio::test]
+async fn a_plan_names_the_outputs_that_change_and_those_that_go() {
+    let engine = engine(&Journal::default());
+    let outcome = run(&engine, diamond()).await;
+    let plan = engine.plan_edit(outcome.execution, &output_of("b", json!("other"))).await.unwrap();
+    let change = VariableChange { from: Some(json!("a done dry")), to: Some(json!("other")) };
+    assert_eq!(plan.outputs, BTreeMap::from([("b".to_owned(), change)]));
+    assert_eq!(plan.forgotten, ["d"]);
+    let same = engine.plan_edit(outcome.execution, &output_of("b", json!("a done dry"))).await.unwrap();
+    assert_eq!((same.outputs, same.forgotten), (BTreeMap::new(), Vec::new()));
+    assert_eq!(same.keep, ["a", "b", "c", "d"]);
+}
+
+#[tokio::test]
+async fn what_failed_has_nothing_to_lose() {
+    let journal = Journal::default();
+    journal.fail(&["c"]);
+    let engine = engine(&journal);
+    let outcome = run(&engine, diamond()).await;
+    let mended = Workflow::builder("mended")
+        .var("tone", json!("dry"))
+        .checkpoints(always())
+        .node("a", work())
+        .node("c", work().with(json!("mended")))
+        .build()
+        .unwrap();
+    let request = Redefine { workflow: mended, effects: Effects::Refuse };
+    let plan = engine.plan_redefinition(outcome.execution, request).await.unwrap();
+    let because = "its definition changes".to_owned();
+    assert_eq!(plan.rerun, [Rerun { node: "c".into(), because }]);
+    assert_eq!((&plan.removed, &plan.forgotten), (&vec!["b".to_owned()], &vec!["b".to_owned()]));
+}
+
+#[tokio::test]
+async fn an_edit_that_was_planned_before_the_head_moved_is_refused() {
+    let engine = engine(&Journal::default());
+    let outcome = run(&engine, diamond()).await;
+    let plan = engine.plan_edit(outcome.execution, &output_of("b", json!("other"))).await.unwrap();
+    let head = engine.checkpoint(outcome.execution, None, somebody()).await.unwrap();
+    let refused = engine.apply(plan, somebody()).await.unwrap_err();
+    assert!(
+        matches!(refused, EngineError::Store(StoreError::Conflict(Conflict::HeadMoved { .. }))),
+        "{refused}"
+    );
+    assert_eq!(engine.store().require(outcome.execution).await.unwrap().head, head);
+}
