@@ -378,12 +378,20 @@ impl Engine {
         checkpoint.delta = delta(Some(&nearest), &ctx, |name| writers.get(name).copied())?;
         checkpoint.parent = Some(parent);
         checkpoint.base = Some(base);
-        checkpoint.workflow = workflow.map(|workflow| new_workflow(&workflow));
         checkpoint.operation = Some(operation);
-        if base != parent {
-            let workflow = self.workflow_with_id(ctx.workflow_id, &rest.record.name).await?;
-            checkpoint.nodes = recorded_since(&workflow, &self.store.context(id, parent).await?, &ctx);
-        }
+        let before = match base == parent {
+            true => nearest,
+            false => self.store.context(id, parent).await?,
+        };
+        checkpoint.nodes = match &workflow {
+            // It is not stored yet.
+            Some(workflow) => recorded_since(workflow, &before, &ctx),
+            None => {
+                let workflow = self.workflow_with_id(ctx.workflow_id, &rest.record.name).await?;
+                recorded_since(&workflow, &before, &ctx)
+            }
+        };
+        checkpoint.workflow = workflow.map(|workflow| new_workflow(&workflow));
         self.commit(rest, checkpoint).await
     }
 

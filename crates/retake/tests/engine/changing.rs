@@ -42,6 +42,16 @@ async fn what_failed_has_nothing_to_lose() {
 }
 
 #[tokio::test]
+async fn the_point_of_an_edit_records_the_nodes_whose_outputs_it_replaces() {
+    let engine = engine(&Journal::default());
+    let outcome = run(&engine, diamond()).await;
+    let plan = engine.plan_edit(outcome.execution, &output_of("b", json!("other"))).await.unwrap();
+    let head = engine.apply(plan, somebody()).await.unwrap();
+    let record = engine.store().history(outcome.execution, HistoryPage::default()).await.unwrap().remove(0);
+    assert_eq!((record.seq, &record.cause, &record.nodes[..]), (head, &Cause::Edit, &["b".to_owned()][..]));
+}
+
+#[tokio::test]
 async fn an_edit_that_was_planned_before_the_head_moved_is_refused() {
     let engine = engine(&Journal::default());
     let outcome = run(&engine, diamond()).await;
