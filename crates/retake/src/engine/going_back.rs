@@ -78,10 +78,11 @@ impl Engine {
     /// Works out what a change of the state at the head would do. Changes nothing.
     ///
     /// # Errors
-    /// [`EngineError::NoNode`], [`EngineError::HasOutput`], [`EngineError::HasNoOutput`], [`EngineError::Misfit`], and
-    /// [`StoreError::Unstorable`] for an output.
+    /// [`EngineError::Cancelled`], [`EngineError::NoNode`], [`EngineError::HasOutput`], [`EngineError::HasNoOutput`],
+    /// [`EngineError::Misfit`], and [`StoreError::Unstorable`] for an output.
     pub async fn plan_edit(&self, id: ExecutionId, request: &Edit) -> Result<Plan, EngineError> {
         let head = self.head(id).await?;
+        refuse_cancelled(&head)?;
         let workflow = self.workflow_with_id(head.ctx.workflow_id, &head.name).await?;
         let (name, point) = (&head.name, &head.point);
         plan::edit(Known { name, workflow: &workflow, head: point, target: point, is_on_line: true }, request)
@@ -91,10 +92,11 @@ impl Engine {
     /// Changes nothing.
     ///
     /// # Errors
-    /// [`EngineError::Input`] where the workflow wants an input that the execution does not have,
-    /// [`EngineError::Variable`], [`EngineError::NoHandler`], [`EngineError::Misfit`].
+    /// [`EngineError::Cancelled`]; [`EngineError::Input`] where the workflow wants an input that the execution does not
+    /// have; [`EngineError::Variable`], [`EngineError::NoHandler`], [`EngineError::Misfit`].
     pub async fn plan_redefinition(&self, id: ExecutionId, request: Redefine) -> Result<Plan, EngineError> {
         let head = self.head(id).await?;
+        refuse_cancelled(&head)?;
         let workflow = self.workflow_with_id(head.ctx.workflow_id, &head.name).await?;
         let (name, point) = (&head.name, &head.point);
         let known = Known { name, workflow: &workflow, head: point, target: point, is_on_line: true };
@@ -105,7 +107,8 @@ impl Engine {
     /// Works out what of a point's state a fork would keep. Changes nothing.
     ///
     /// # Errors
-    /// As [`plan_redefinition`](Self::plan_redefinition), and [`StoreError::NoPoint`], [`StoreError::Pruned`].
+    /// As [`plan_redefinition`](Self::plan_redefinition), though what was cancelled can be forked; and
+    /// [`StoreError::NoPoint`], [`StoreError::Pruned`].
     pub async fn plan_fork(&self, id: ExecutionId, seq: Seq, fork: &Fork) -> Result<Plan, EngineError> {
         let record = self.store.require(id).await?;
         let point = self.point(id, seq).await?;
@@ -479,6 +482,17 @@ struct Head {
     name: String,
     ctx: ExecutionContext,
     point: Point,
+}
+
+/// Refuses to change what is over: the change would set it going again, unsaid.
+fn refuse_cancelled(head: &Head) -> Result<(), EngineError> {
+    match head.ctx.state {
+        ExecutionState::Cancelled => Err(EngineError::Cancelled { name: head.name.clone() }),
+        ExecutionState::Running
+        | ExecutionState::Paused
+        | ExecutionState::Completed
+        | ExecutionState::Failed(_) => Ok(()),
+    }
 }
 
 fn refuse_irreversible(effects: Effects, irreversible: &[String]) -> Result<(), EngineError> {

@@ -1,6 +1,6 @@
 //! Edits, forks and other definitions: what their plans say, and what they record.
 
-use retake::engine::{Edit, Redefine, VariableChange};
+use retake::engine::{Edit, Fork, Redefine, VariableChange};
 
 use super::*;
 
@@ -63,4 +63,22 @@ async fn an_edit_that_was_planned_before_the_head_moved_is_refused() {
         "{refused}"
     );
     assert_eq!(engine.store().require(outcome.execution).await.unwrap().head, head);
+}
+
+#[tokio::test]
+async fn what_was_cancelled_can_be_forked_but_not_changed() {
+    let engine = engine(&Journal::default());
+    let outcome = run(&engine, mail()).await;
+    let id = outcome.execution;
+    let head = engine.cancel(id, somebody()).await.unwrap();
+    let edit = Edit { set: BTreeMap::from([("tone".to_owned(), json!("warm"))]), ..Edit::default() };
+    let refused = engine.plan_edit(id, &edit).await.unwrap_err();
+    assert!(matches!(refused, EngineError::Cancelled { .. }), "{refused}");
+    let request = Redefine { workflow: diamond(), effects: Effects::Refuse };
+    let refused = engine.plan_redefinition(id, request).await.unwrap_err();
+    assert!(matches!(refused, EngineError::Cancelled { .. }), "{refused}");
+    let plan = engine.plan_fork(id, head, &Fork::default()).await.unwrap();
+    let fork = engine.fork(plan, None, somebody()).await.unwrap();
+    let record = engine.store().require(fork.execution).await.unwrap();
+    assert_eq!((record.state, record.head), (ExecutionState::Paused, 1));
 }
