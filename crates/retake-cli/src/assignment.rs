@@ -1,12 +1,26 @@
 //! Values on the command line: `k=v`, JSON, text, `@FILE`.
 
+use std::collections::BTreeMap;
+
 use retake::execution::parse_exact;
 use serde_json::Value;
 
 use crate::failure::{Code, Failure};
 
+/// Reads several `NAME=VALUE`, each with a name of its own.
+pub(crate) fn assignments(texts: &[String]) -> Result<BTreeMap<String, Value>, Failure> {
+    let mut set = BTreeMap::new();
+    for text in texts {
+        let (name, value) = assignment(text)?;
+        if set.insert(name.clone(), value).is_some() {
+            return Err(Failure::new(Code::Usage, format!("`{name}` is set twice")));
+        }
+    }
+    Ok(set)
+}
+
 /// Reads `NAME=VALUE`.
-pub(crate) fn assignment(text: &str) -> Result<(String, Value), Failure> {
+fn assignment(text: &str) -> Result<(String, Value), Failure> {
     match text.split_once('=') {
         Some((name, given)) if !name.is_empty() => Ok((name.to_owned(), value(given)?)),
         Some(_) | None => Err(Failure::new(Code::Usage, format!("`{text}` is not NAME=VALUE"))),

@@ -3,11 +3,13 @@
 mod app;
 mod arguments;
 mod assignment;
+mod change;
 mod command;
 mod drive;
 mod failure;
 mod inputs;
 mod output;
+mod plan;
 mod progress;
 mod question;
 mod signals;

@@ -1,22 +1,16 @@
 //! `retake rollback`: makes the state of an older point the head.
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Args;
 use owo_colors::OwoColorize;
-use retake::engine::address::{self, Address, Point, Resolved};
-use retake::engine::{Effects, Engine, EngineError, Extent, Plan, Resume, Rollback as Request};
-use retake::execution::ExecutionId;
-use retake::store::{Seq, StoreExt};
-use serde_json::{Value, json};
+use retake::engine::address::{self, Address, Point};
+use retake::engine::{Effects, Extent, Rollback as Request};
 
 use crate::app::App;
-use crate::drive::drive;
+use crate::change::{Change, Manner};
 use crate::failure::{Code, Failure};
-use crate::output::Output;
-use crate::signals::Wishes;
-use crate::{assignment, question, wording};
+use crate::{assignment, wording};
 
 /// Go back to a point of a run: print the plan, ask, and append the state that was there.
 ///
@@ -43,20 +37,8 @@ pub(crate) struct Rollback {
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<String>,
 
-    /// Print the plan, and change nothing
-    #[arg(long)]
-    dry_run: bool,
-
-    /// Go on at once
-    #[arg(long, conflicts_with = "dry_run")]
-    run: bool,
-
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
-
     #[command(flatten)]
-    effects: EffectFlags,
+    manner: Manner,
 }
 
 /// What to do about effects outside that going back would forget.
@@ -99,124 +81,28 @@ impl Rollback {
         let engine = app.engine(app.store()?)?;
         let point = address::resolve(&**engine.store(), &*app.clock, &address).await?;
         let plan = engine.plan_rollback(point.execution.id, point.checkpoint.seq, &request).await?;
-        if self.dry_run {
-            match app.output.json {
-                true => app.output.document(&plan),
-                false => print(&app.output, &point.execution.name, &plan, request.effects),
-            }
-            return Ok(ExitCode::SUCCESS);
-        }
-        self.apply(app, &engine, &point, plan, request.effects).await
+        let name = wording::plain(&point.execution.name);
+        let change = Change {
+            run: &point.execution,
+            heading: format!("{} from @{} back to @{}", name.bold(), plan.head, plan.target),
+            unchanged: Some("nothing changes but the point"),
+            question: format!("go back to @{}?", plan.target),
+            what: "going back",
+            plan,
+        };
+        change.make(app, &engine, self.manner).await
     }
 
     fn request(&self) -> Result<Request, Failure> {
-        let mut set = BTreeMap::new();
-        for text in &self.set {
-            let (name, value) = assignment::assignment(text)?;
-            if set.insert(name.clone(), value).is_some() {
-                return Err(Failure::new(Code::Usage, format!("`{name}` is set twice")));
-            }
-        }
+        let set = assignment::assignments(&self.set)?;
         let extent = match (self.vars.is_empty(), self.nodes.is_empty()) {
             (true, true) if self.linear => Extent::Linear,
             (true, true) => Extent::Affected,
             _ => Extent::Only { variables: self.vars.clone(), nodes: self.nodes.clone() },
         };
-        let effects = self.effects.choice();
+        let effects = self.manner.effects.choice();
         let address: Address = self.address.parse()?;
         let node = if let Point::AfterNode(node) = address.point { Some(node) } else { None };
         Ok(Request { extent, node, set, effects })
     }
-
-    async fn apply(
-        &self,
-        app: &App,
-        engine: &Engine,
-        point: &Resolved,
-        plan: Plan,
-        effects: Effects,
-    ) -> Result<ExitCode, Failure> {
-        let (id, name) = (point.execution.id, &point.execution.name);
-        if !app.output.json {
-            print(&app.output, name, &plan, effects);
-        }
-        if effects == Effects::Refuse && !plan.irreversible.is_empty() {
-            return Err(EngineError::Irreversible { nodes: plan.irreversible }.into());
-        }
-        if !self.yes && !question::confirm(app, &format!("go back to @{}?", plan.target))? {
-            return Ok(ExitCode::SUCCESS);
-        }
-        let mut document = json!(plan);
-        let head: Seq = engine.apply(plan, app.operation()).await?;
-        let status = engine.store().require(id).await?.state.name();
-        if app.output.json {
-            let after =
-                [("execution", json!(id)), ("name", json!(name)), ("before", document["head"].take())];
-            let after = after.into_iter().chain([("head", json!(head)), ("status", json!(status))]);
-            after.for_each(|(key, value)| document[key] = value);
-            match self.run {
-                true => app.output.event(&document),
-                false => app.output.document(&document),
-            }
-        } else {
-            app.output.line(format!("{} is {status} at @{head}", wording::plain(name)));
-        }
-        if self.run {
-            return go_on(app, engine, id).await;
-        }
-        if !app.output.json && status == "paused" {
-            let (resume, undo) =
-                (app.command_line(format!("resume {name}")), app.command_line(format!("undo {name}")));
-            app.output.note(format!("`{resume}` goes on, `{undo}` takes it back"));
-        }
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// Prints a plan for a person: what stays, what runs again and why, and what changes.
-fn print(output: &Output, name: &str, plan: &Plan, effects: Effects) {
-    let name = wording::plain(name);
-    output.line(format!("{} from @{} back to @{}", name.bold(), plan.head, plan.target));
-    if !plan.keep.is_empty() {
-        output.line(format!("  = keeps {}", plan.keep.join(", ")));
-    }
-    for again in &plan.rerun {
-        output.line(format!("  {} {} runs again: {}", "~".yellow(), again.node, again.because));
-    }
-    for left in &plan.inconsistent {
-        output.line(format!("  {} {} stays, although {}", "?".yellow(), left.node, left.because));
-    }
-    let fate = match effects {
-        Effects::Refuse => "",
-        Effects::Again => ", and happens once more",
-        Effects::Keep => ", so its result stays",
-    };
-    for node in &plan.irreversible {
-        output.line(format!("  {} {node} cannot be undone{fate}", "!".red()));
-    }
-    for (variable, change) in &plan.variables {
-        let variable = wording::plain(variable);
-        let line = |value: &Value| format!("{variable} = {}", wording::value(value));
-        if let Some(from) = &change.from {
-            output.line(format!("  {}", format!("- {}", line(from)).red()));
-        }
-        if let Some(to) = &change.to {
-            output.line(format!("  {}", format!("+ {}", line(to)).green()));
-        }
-    }
-    if plan.keep.is_empty() && plan.rerun.is_empty() && plan.variables.is_empty() {
-        output.line("  nothing changes but the point");
-    }
-    for (what, cost) in [("keeps", &plan.cost_kept_usd), ("spends again about", &plan.cost_again_usd)] {
-        if cost.is_some() {
-            output.line(format!("  {what} {}", wording::money(cost.as_deref())));
-        }
-    }
-}
-
-/// Runs what is left to run, until it ends or waits for somebody.
-async fn go_on(app: &App, engine: &Engine, id: ExecutionId) -> Result<ExitCode, Failure> {
-    let wishes = Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
-    let resume = Resume { operation: Some(app.operation()), ..Resume::default() };
-    drive(app, engine.resume(id, resume).await?, wishes).await
 }
