@@ -70,6 +70,8 @@ pub(crate) enum Command {
     Checkpoint(command::checkpoint::Checkpoint),
     /// Go back to a point of a run
     Rollback(command::rollback::Rollback),
+    /// Change the state of a run by hand
+    Edit(command::edit::Edit),
     /// Take back a run's last operation
     Undo(command::undo::Undo),
     /// Do again what was taken back last
@@ -88,4 +90,16 @@ pub(crate) enum Command {
     Rm(command::rm::Rm),
     /// Read and verify every record of the store
     Doctor(command::doctor::Doctor),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Arguments::command().debug_assert();
+    }
 }

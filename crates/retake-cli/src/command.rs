@@ -8,6 +8,7 @@ pub(crate) mod demo;
 pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod explain;
+pub(crate) mod edit;
 pub(crate) mod init;
 pub(crate) mod log;
 pub(crate) mod ls;
@@ -47,6 +48,7 @@ pub(crate) async fn execute(app: &App, command: Command) -> Result<ExitCode, Fai
         Command::Diff(diff) => diff.execute(app).await,
         Command::Checkpoint(checkpoint) => checkpoint.execute(app).await,
         Command::Rollback(rollback) => rollback.execute(app).await,
+        Command::Edit(edit) => edit.execute(app).await,
         Command::Undo(undo) => undo.execute(app).await,
         Command::Redo(redo) => redo.execute(app).await,
         Command::Op(op) => op.execute(app).await,

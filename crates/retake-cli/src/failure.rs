@@ -190,6 +190,16 @@ impl From<EngineError> for Failure {
             EngineError::Irreversible { .. } => Self::of(Code::Irreversible, &error)
                 .hint("`--skip-effects` keeps their results, `--again` lets them happen once more"),
             EngineError::NoNode { .. } | EngineError::NothingThere { .. } => Self::of(Code::NotFound, &error),
+            EngineError::HasOutput { ref node } => {
+                let hint = format!("leave `--done {node}` out: `--output {node}=VALUE` replaces its output");
+                Self::of(Code::Conflict, &error).hint(hint)
+            }
+            EngineError::HasNoOutput { ref node, .. } => {
+                let hint = format!("`--done {node}` marks it as done, with that output");
+                Self::of(Code::Conflict, &error).hint(hint)
+            }
+            EngineError::Misfit { .. } => Self::of(Code::Conflict, &error)
+                .hint("`retake rollback RUN@POINT --linear` goes back to a point as it was"),
             EngineError::NotWaiting { .. } | EngineError::NothingTo { .. } | EngineError::Ended { .. } => {
                 Self::of(Code::Conflict, &error)
             }

@@ -12,7 +12,7 @@ use crate::command::rollback::EffectFlags;
 use crate::failure::Failure;
 use crate::wording;
 
-/// Take back a run's last operation: a rollback, an approval or a cancellation.
+/// Take back a run's last operation: a rollback, an edit, an approval or a cancellation.
 #[derive(Debug, Args)]
 pub(crate) struct Undo {
     /// The run

@@ -1,0 +1,227 @@
+//! The commands that change what a run knows, or begin another from it: what is kept, what runs again, and what that
+//! leaves as it was. Every node writes its name to a journal when it runs.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod place;
+
+use serde_json::{Value, json};
+
+use crate::place::Place;
+
+const REPORT: &str = r#"
+name: report
+vars: { tone: dry, unit: km }
+checkpoints: { frequency: always, max: 100 }
+max_parallel: 1
+nodes:
+  facts: { run: "echo facts >> ran; echo 3" }
+  draft: { run: "echo draft >> ran; echo so ${{ vars.tone }}: ${{ nodes.facts.output }}", into: draft }
+  length: { run: "echo length >> ran; echo ${{ nodes.facts.output }}${{ vars.unit }}" }
+  report: { run: "echo report >> ran; echo ${{ vars.draft }}, ${{ nodes.length.output }}" }
+"#;
+
+/// Returns a place with a completed run of [`REPORT`], and an empty journal: `@1` start, `@2` facts, `@3` draft,
+/// `@4` length, `@5` report.
+fn with_report(name: &str) -> Place {
+    let place = Place::empty();
+    place.write("report.yaml", REPORT);
+    assert_eq!(place.retake(&["run", "report.yaml", "--name", name]).code, 0);
+    assert_eq!(ran(&place), ["facts", "draft", "length", "report"]);
+    assert_eq!(output(&place, name, "report"), "so dry: 3, 3km");
+    place
+}
+
+/// Returns which nodes ran since this was asked last.
+fn ran(place: &Place) -> Vec<String> {
+    let file = place.path().join("ran");
+    let journal = std::fs::read_to_string(&file).unwrap_or_default();
+    place.write("ran", "");
+    journal.lines().map(str::to_owned).collect()
+}
+
+fn output(place: &Place, address: &str, node: &str) -> Value {
+    place.json(&["show", address])["nodes"][node]["output"].clone()
+}
+
+/// Runs a command that goes on with a run. Returns the documents that it prints.
+fn goes_on(place: &Place, arguments: &[&str]) -> Vec<Value> {
+    let done = place.retake(&[&["--json"], arguments].concat());
+    assert_eq!(done.code, 0, "{arguments:?}: {}", done.stderr);
+    done.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn an_edited_variable_runs_again_only_what_had_read_it() {
+    let place = with_report("otter");
+    let plan = place.json(&["edit", "otter", "--var", "tone=warm", "--dry-run"]);
+    assert_eq!(plan["keep"], json!(["facts", "length"]));
+    assert_eq!(plan["variables"]["tone"], json!({"from": "dry", "to": "warm"}));
+    assert_eq!(plan["forgotten"], json!(["draft", "report"]));
+    assert_eq!(place.json(&["ls"])[0]["head"], plan["head"]);
+
+    let edited = place.json(&["edit", "otter", "--var", "tone=warm", "--yes"]);
+    let before = plan["head"].as_u64().unwrap();
+    assert_eq!((&edited["before"], &edited["head"]), (&json!(before), &json!(before + 1)));
+    assert_eq!((&edited["name"], &edited["status"]), (&json!("otter"), &json!("paused")));
+    assert_eq!(edited["rerun"], plan["rerun"]);
+    assert_eq!(place.json(&["log", "otter"])[0]["cause"]["kind"], "edit");
+    assert_eq!(ran(&place), [""; 0]);
+
+    assert_eq!(place.retake(&["resume", "otter"]).code, 0);
+    assert_eq!(ran(&place), ["draft", "report"]);
+    assert_eq!(output(&place, "otter", "report"), "so warm: 3, 3km");
+}
+
+#[test]
+fn an_edit_may_go_on_at_once_and_tells_the_plan_first() {
+    let place = with_report("otter");
+    let events = goes_on(&place, &["edit", "otter", "--set", "unit=mi", "--yes", "--run"]);
+    assert_eq!(events[0]["keep"], json!(["facts", "draft"]));
+    assert_eq!(events.last().unwrap()["status"], "completed");
+    assert_eq!(ran(&place), ["length", "report"]);
+    // What was so already changes nothing, and there is nothing left to run.
+    let events = goes_on(&place, &["edit", "otter", "--set", "unit=mi", "--run"]);
+    assert_eq!((events.len(), &events[0]["before"]), (3, &events[0]["head"]));
+    assert_eq!(ran(&place), [""; 0]);
+}
+
+#[test]
+fn an_edited_output_runs_again_what_depends_on_it() {
+    let place = with_report("otter");
+    place.write("length.json", "{\"m\": 3000}");
+    let edit = ["edit", "otter", "--output", "length=@length.json", "--yes"];
+    let text = place.text(&[&edit[..], &["--dry-run"]].concat());
+    assert!(
+        text.starts_with("otter at @5, edited\n  = keeps facts, draft, length\n  ~ report runs again"),
+        "{text}"
+    );
+    assert!(
+        text.contains("\n  - nodes.length.output = \"3km\"\n  + nodes.length.output = {\"m\":3000}\n"),
+        "{text}"
+    );
+    let plan = place.json(&edit);
+    assert_eq!(plan["outputs"], json!({"length": {"from": "3km", "to": {"m": 3000}}}));
+    goes_on(&place, &["resume", "otter"]);
+    assert_eq!(ran(&place), ["report"]);
+
+    // What a node put into a variable goes with its output.
+    goes_on(&place, &["edit", "otter", "--output", "draft=by hand", "--yes", "--run"]);
+    assert_eq!(place.json(&["show", "otter"])["variables"]["draft"], "by hand");
+    assert_eq!(ran(&place), ["report"]);
+}
+
+#[test]
+fn a_node_that_failed_and_is_marked_done_lets_the_run_complete() {
+    let place = Place::empty();
+    let workflow = REPORT.replace("echo draft >> ran;", "exit 3;");
+    place.write("report.yaml", &workflow);
+    assert_eq!(place.retake(&["run", "report.yaml", "--name", "otter"]).code, 1);
+    ran(&place);
+    let error =
+        place.refused(&["edit", "otter", "--output", "draft=mine"], 4, "no output that could be replaced");
+    assert_eq!(error["hint"], "`--done draft` marks it as done, with that output");
+    let error = place.refused(&["edit", "otter", "--done", "facts"], 4, "node `facts` is done already");
+    assert_eq!(error["hint"], "leave `--done facts` out: `--output facts=VALUE` replaces its output");
+    goes_on(&place, &["edit", "otter", "--done", "draft", "--output", "draft=mine", "--yes", "--run"]);
+    assert_eq!(ran(&place), ["length", "report"]);
+    assert_eq!(output(&place, "otter", "report"), "mine, 3km");
+}
+
+#[test]
+fn a_node_that_has_not_run_or_was_skipped_can_be_marked_done_without_an_output() {
+    let place = Place::with_letter("otter");
+    let edited = place.json(&["edit", "otter", "--done", "ok", "--done", "send", "--yes"]);
+    assert_eq!((&edited["status"], &edited["pending"]), (&json!("completed"), &json!([])));
+    assert_eq!(edited["outputs"]["send"], json!({"from": null, "to": null}));
+    assert_eq!(place.json(&["show", "otter"])["nodes"]["send"]["status"], "success");
+
+    place.write("skip.yaml", "name: skip\nnodes: { a: { set: { x: 1 }, if: \"${{ false }}\" } }\n");
+    goes_on(&place, &["run", "skip.yaml", "--name", "beaver"]);
+    assert_eq!(place.json(&["show", "beaver"])["nodes"]["a"]["status"], "skipped");
+    place.json(&["edit", "beaver", "--done", "a", "--output", "a={\"x\": 2}", "--yes"]);
+    assert_eq!(place.json(&["show", "beaver"])["variables"]["x"], 2);
+}
+
+#[test]
+fn an_edit_is_taken_back_by_undo() {
+    let place = with_report("otter");
+    let before = place.json(&["show", "otter"]);
+    place.json(&["edit", "otter", "--var", "tone=warm", "--output", "facts=4", "--yes"]);
+    assert_eq!(place.json(&["show", "otter"])["variables"]["tone"], "warm");
+    place.json(&["undo", "otter"]);
+    let after = place.json(&["show", "otter"]);
+    for key in ["variables", "nodes", "status"] {
+        assert_eq!(after[key], before[key], "{key}");
+    }
+    assert_eq!(ran(&place), [""; 0]);
+}
+
+#[test]
+fn an_edit_that_changes_nothing_says_so_and_appends_nothing() {
+    let place = with_report("otter");
+    let head = place.head("otter");
+    let edit = ["edit", "otter", "--var", "tone=dry", "--output", "facts=3"];
+    assert_eq!(place.text(&edit), "nothing changes: otter is so already\n");
+    let left = place.json(&edit);
+    assert_eq!((&left["before"], &left["head"]), (&json!(head), &json!(head)));
+    assert_eq!((&left["keep"][0], &left["status"]), (&json!("facts"), &json!("completed")));
+    assert_eq!(place.head("otter"), head);
+    let error = place.refused(&["edit", "otter"], 2, "nothing is to be changed");
+    assert_eq!(error["hint"], "say what: `--var NAME=VALUE`, `--output NODE=VALUE`, `--done NODE`");
+    place.refused(&["edit", "otter", "--var", "tone=a", "--var", "tone=b"], 2, "`tone` is set twice");
+    place.refused(&["edit", "otter", "--output", "nobody=1"], 3, "has no node `nobody`");
+    place.refused(&["edit", "otter@2", "--var", "tone=a"], 2, "only a run is wanted here");
+    place.refused(&["edit", "otter", "--var", "tone=a"], 2, "nobody can be asked here");
+    assert_eq!(place.head("otter"), head);
+}
+
+#[test]
+fn an_edit_does_not_forget_unasked_what_cannot_be_undone() {
+    let place = Place::with_sent_letter("otter");
+    let edit = ["edit", "otter", "--var", "tone=warm", "--yes"];
+    let error = place.refused(&edit, 7, "the edit would forget what cannot be undone: send");
+    assert_eq!(error["hint"], "`--skip-effects` keeps their results, `--again` lets them happen once more");
+    let kept = place.json(&[&edit[..], &["--skip-effects"]].concat());
+    assert_eq!(kept["keep"], json!(["plan", "send"]));
+    assert_eq!(output(&place, "otter", "send"), "sent");
+}
+
+#[test]
+fn a_linear_rollback_runs_again_everything_that_came_later() {
+    let place = with_report("otter");
+    let events = goes_on(&place, &["rollback", "otter@node:draft", "--linear", "--yes", "--run"]);
+    assert_eq!(events[0]["keep"], json!(["facts", "draft"]));
+    assert_eq!(ran(&place), ["length", "report"]);
+    goes_on(&place, &["rollback", "otter@node:draft", "--yes", "--run"]);
+    assert_eq!(ran(&place), ["report"]);
+}
+
+#[test]
+fn a_plan_of_many_nodes_stays_readable() {
+    let place = Place::empty();
+    let nodes: String = (1..=200)
+        .map(|n| {
+            format!(
+                "  n{n:03}: {{ set: {{ v{n:03}: \"${{{{ vars.{} }}}}\" }} }}\n",
+                if n % 2 == 0 { "a" } else { "b" }
+            )
+        })
+        .collect();
+    place
+        .write("many.yaml", &format!("name: many\nvars: {{ a: 1, b: 1 }}\nmax_parallel: 1\nnodes:\n{nodes}"));
+    goes_on(&place, &["run", "many.yaml", "--name", "otter"]);
+    let text = place.text(&["edit", "otter", "--var", "a=2", "--dry-run"]);
+    assert!(text.lines().count() < 60, "{text}");
+    assert!(
+        text.contains(
+            "  = keeps n001, n003, n005, n007, n009, n011, n013, n015, n017, n019, n021, n023 and 88 more\n"
+        ),
+        "{text}"
+    );
+    assert!(text.contains("\n  … and 88 more run again\n"), "{text}");
+    assert!(text.contains("\n  … and 89 more variables change\n"), "{text}");
+    place.json(&["edit", "otter", "--var", "a=2", "--yes"]);
+    let text = place.text(&["edit", "otter", "--var", "b=2", "--dry-run"]);
+    assert!(text.contains("\n  > then runs n002, n004, n006,"), "{text}");
+}
