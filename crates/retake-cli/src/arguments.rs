@@ -72,6 +72,8 @@ pub(crate) enum Command {
     Rollback(command::rollback::Rollback),
     /// Change the state of a run by hand
     Edit(command::edit::Edit),
+    /// Begin a new run at a point of another
+    Fork(command::fork::Fork),
     /// Take back a run's last operation
     Undo(command::undo::Undo),
     /// Do again what was taken back last

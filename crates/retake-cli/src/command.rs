@@ -9,6 +9,7 @@ pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod edit;
+pub(crate) mod fork;
 pub(crate) mod init;
 pub(crate) mod log;
 pub(crate) mod ls;
@@ -49,6 +50,7 @@ pub(crate) async fn execute(app: &App, command: Command) -> Result<ExitCode, Fai
         Command::Checkpoint(checkpoint) => checkpoint.execute(app).await,
         Command::Rollback(rollback) => rollback.execute(app).await,
         Command::Edit(edit) => edit.execute(app).await,
+        Command::Fork(fork) => fork.execute(app).await,
         Command::Undo(undo) => undo.execute(app).await,
         Command::Redo(redo) => redo.execute(app).await,
         Command::Op(op) => op.execute(app).await,

@@ -188,6 +188,85 @@ fn an_edit_does_not_forget_unasked_what_cannot_be_undone() {
 }
 
 #[test]
+fn a_fork_leaves_its_origin_as_it_was_and_outlives_it() {
+    let place = with_report("otter");
+    let before = [place.text(&["--json", "show", "otter"]), place.text(&["--json", "log", "otter"])];
+    let otter = place.json(&["ls"])[0]["execution"].clone();
+    let fork = place.json(&["fork", "otter@5", "--set", "tone=warm", "--name", "beaver"]);
+    assert_eq!(fork["origin"], json!({"execution": otter, "name": "otter", "seq": 5}));
+    assert_eq!((&fork["name"], &fork["head"]), (&json!("beaver"), &json!(1)));
+    assert_eq!((&fork["status"], &fork["target"]), (&json!("paused"), &json!(5)));
+    assert_eq!(fork["keep"], json!(["facts", "length"]));
+    assert_eq!(before, [place.text(&["--json", "show", "otter"]), place.text(&["--json", "log", "otter"])]);
+
+    let runs = place.json(&["ls"]);
+    assert_eq!(runs[0]["origin"], json!({"execution": otter, "seq": 5}));
+    assert_eq!(runs[1]["origin"], Value::Null);
+    let log = place.json(&["log", "beaver"]);
+    assert_eq!(log[0]["cause"], json!({"kind": "fork", "origin": {"execution_id": otter, "seq": 5}}));
+    assert_eq!(place.json(&["show", "beaver"])["origin"], fork["origin"]);
+    assert_eq!(place.json(&["show", "otter"])["origin"], Value::Null);
+    assert!(place.text(&["show", "beaver"]).contains("\nforked from otter@5\n"));
+
+    place.json(&["rm", "otter", "--yes"]);
+    let removed = format!("\nforked from {}@5, which is removed\n", otter.as_str().unwrap());
+    assert!(place.text(&["show", "beaver"]).contains(&removed));
+    assert_eq!(place.json(&["show", "beaver"])["origin"]["name"], Value::Null);
+    goes_on(&place, &["resume", "beaver"]);
+    assert_eq!(ran(&place), ["draft", "report"]);
+    assert_eq!(output(&place, "beaver", "report"), "so warm: 3, 3km");
+    assert_eq!(place.json(&["doctor"])["sound"], true);
+}
+
+#[test]
+fn a_fork_may_go_on_at_once_from_any_point_and_by_another_definition() {
+    let place = with_report("otter");
+    let events = goes_on(&place, &["fork", "otter@node:facts", "--run"]);
+    assert_eq!(events[0]["keep"], json!(["facts"]));
+    assert_eq!(events[0]["pending"], json!(["draft", "length", "report"]));
+    assert_eq!(events.last().unwrap()["name"], events[0]["name"]);
+    assert_ne!(events[0]["name"], "otter");
+    assert_eq!(ran(&place), ["draft", "length", "report"]);
+
+    place.write("other.yaml", &REPORT.replace("echo so", "echo thus"));
+    let text = place.text(&["fork", "otter", "--def", "other.yaml", "--name", "beaver", "--dry-run"]);
+    let first =
+        "fork of otter at @5\n  = keeps facts, length\n  ~ draft runs again: its definition changes\n";
+    assert!(text.starts_with(first), "{text}");
+    place.refused(&["show", "beaver"], 3, "no run is called `beaver`");
+    goes_on(&place, &["fork", "otter", "--def", "other.yaml", "--name", "beaver", "--run"]);
+    assert_eq!(ran(&place), ["draft", "report"]);
+    assert_eq!(output(&place, "beaver", "report"), "thus dry: 3, 3km");
+    assert_eq!(output(&place, "otter", "report"), "so dry: 3, 3km");
+}
+
+#[test]
+fn a_fork_under_a_name_that_is_taken_is_refused() {
+    let place = Place::with_letter("otter");
+    let error = place.refused(&["fork", "otter@2", "--name", "otter"], 4, "the name `otter` is taken");
+    assert_eq!(error["hint"], "choose another with `--name`, or go on with that run: `retake resume RUN`");
+    place.refused(&["fork", "otter@2", "--name", "a@b"], 2, "`@` cannot stand in a name");
+    place.refused(&["fork", "otter@9"], 3, "its head is @4");
+    assert_eq!(place.json(&["ls"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_fork_asks_only_where_it_would_reach_outside_once_more() {
+    let place = Place::with_sent_letter("otter");
+    let fork = ["fork", "otter", "--set", "tone=warm", "--name", "beaver"];
+    let with = |flags: &[&'static str]| [&fork[..], flags].concat();
+    place.refused(&fork, 7, "the fork would forget what cannot be undone: send");
+    place.refused(&with(&["--again"]), 2, "nobody can be asked here");
+    assert_eq!(place.json(&["ls"]).as_array().unwrap().len(), 1);
+    let kept = place.json(&with(&["--skip-effects"]));
+    assert_eq!(kept["keep"], json!(["plan", "send"]));
+    place.json(&["rm", "beaver", "--yes"]);
+    place.json(&with(&["--again", "--yes"]));
+    assert_eq!(place.json(&["show", "beaver"])["nodes"]["send"]["status"], "pending");
+    assert_eq!(output(&place, "otter", "send"), "sent");
+}
+
+#[test]
 fn a_linear_rollback_runs_again_everything_that_came_later() {
     let place = with_report("otter");
     let events = goes_on(&place, &["rollback", "otter@node:draft", "--linear", "--yes", "--run"]);

@@ -49,6 +49,7 @@ fn document(run: &ExecutionRecord) -> Value {
         "created_at": run.created_at,
         "updated_at": run.updated_at,
         "running_in": run.leased_by,
+        "origin": run.origin.map(|origin| json!({"execution": origin.execution_id, "seq": origin.seq})),
     });
     wording::spend_keys(&run.spend).into_iter().for_each(|(key, value)| document[key] = value);
     document

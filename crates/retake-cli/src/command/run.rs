@@ -9,7 +9,7 @@ use retake::engine::Start;
 use retake::workflow::NAME_BYTES_MAX;
 
 use crate::app::App;
-use crate::command::validate::warnings;
+use crate::command::validate::warn;
 use crate::drive::drive;
 use crate::failure::Failure;
 use crate::inputs;
@@ -41,9 +41,7 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let workflow = inputs::workflow(&self.file)?;
-        for warning in warnings(&workflow).iter().filter(|_| !app.output.json) {
-            app.output.note(format!("warning: {warning}"));
-        }
+        warn(app, &workflow);
         let inputs = inputs::collect(workflow.definition(), self.inputs.as_deref(), &self.input)?;
         let engine = app.engine(app.make_store()?)?;
         let wishes =

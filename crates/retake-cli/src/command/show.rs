@@ -7,7 +7,7 @@ use owo_colors::{OwoColorize, Style};
 use retake::engine::address::{self, Address, Resolved};
 use retake::engine::{Engine, EngineError, hash_now, standing};
 use retake::execution::{ExecutionContext, ExecutionState, NodeExecutionResult, Read, Subject, node_id, usd};
-use retake::store::StoreExt;
+use retake::store::{Origin, StoreExt};
 use retake::workflow::Workflow;
 use serde_json::{Map, Value, json};
 
@@ -33,6 +33,14 @@ struct Shown {
     ctx: ExecutionContext,
     /// `None` where the run was not started by an engine.
     workflow: Option<Workflow>,
+    forked_from: Option<ForkedFrom>,
+}
+
+/// Where a run was forked from.
+struct ForkedFrom {
+    origin: Origin,
+    /// `None` where it is gone.
+    name: Option<String>,
 }
 
 impl Show {
@@ -60,7 +68,14 @@ impl Shown {
             Err(EngineError::NoDefinition { .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        Ok(Self { resolved, ctx, workflow })
+        let forked_from = match resolved.execution.origin {
+            Some(origin) => {
+                let name = store.execution(origin.execution_id).await?.map(|run| run.name);
+                Some(ForkedFrom { origin, name })
+            }
+            None => None,
+        };
+        Ok(Self { resolved, ctx, workflow, forked_from })
     }
 
     /// Returns the nodes of the workflow in the order in which they can run, then what else has a result, by id.
@@ -107,6 +122,7 @@ impl Shown {
             "created_at": checkpoint.created_at,
             "cause": checkpoint.cause,
             "label": checkpoint.label,
+            "origin": self.forked_from.as_ref().map(ForkedFrom::document),
             "inputs": self.ctx.inputs,
             "variables": self.ctx.variables,
             "nodes": nodes,
@@ -204,6 +220,9 @@ impl Shown {
         about.extend(wording::spend(&self.ctx.ledger.spend));
         about.extend(checkpoint.label.iter().map(|label| format!("labelled `{}`", wording::plain(label))));
         app.output.line(about.join(", ").style(Style::new().dimmed()).to_string());
+        if let Some(forked_from) = &self.forked_from {
+            app.output.line(forked_from.line().style(Style::new().dimmed()).to_string());
+        }
         if let ExecutionState::Failed(why) = &checkpoint.state {
             app.output.line(wording::plain(why).red().to_string());
         }
@@ -256,6 +275,21 @@ impl Shown {
             whole.lines().for_each(|line| app.output.line(wording::plain(line)));
         }
         Ok(())
+    }
+}
+
+impl ForkedFrom {
+    fn document(&self) -> Value {
+        let Self { origin, name } = self;
+        json!({"execution": origin.execution_id, "name": name, "seq": origin.seq})
+    }
+
+    fn line(&self) -> String {
+        let Origin { execution_id, seq } = self.origin;
+        match &self.name {
+            Some(name) => format!("forked from {}@{seq}", wording::plain(name)),
+            None => format!("forked from {execution_id}@{seq}, which is removed"),
+        }
     }
 }
 

@@ -78,8 +78,15 @@ fn invalid(error: &WorkflowError) -> Value {
     json!({"valid": false, "problems": error.problems().map(problem).collect::<Vec<_>>()})
 }
 
+/// Tells a person what is right in a workflow and will not run here.
+pub(crate) fn warn(app: &App, workflow: &Workflow) {
+    if !app.output.json {
+        warnings(workflow).iter().for_each(|warning| app.output.note(format!("warning: {warning}")));
+    }
+}
+
 /// Returns what is right in a workflow and will not run here.
-pub(crate) fn warnings(workflow: &Workflow) -> Vec<String> {
+fn warnings(workflow: &Workflow) -> Vec<String> {
     let compensated = workflow.definition().nodes.iter().filter(|(_, node)| node.compensate.is_some());
     let unused = compensated.map(|(name, _)| {
         format!("node `{name}` has a `compensate`, which is kept with the workflow, and no command runs yet")
