@@ -188,6 +188,20 @@ fn an_edit_does_not_forget_unasked_what_cannot_be_undone() {
 }
 
 #[test]
+fn what_was_cancelled_is_neither_edited_nor_given_another_definition() {
+    let place = Place::with_letter("otter");
+    place.json(&["cancel", "otter"]);
+    place.write("other.yaml", "name: letter\nnodes: { plan: { set: { topic: beavers } } }\n");
+    for change in [&["edit", "otter", "--var", "tone=warm"][..], &["resume", "otter", "--def", "other.yaml"]]
+    {
+        let error = place.refused(&[change, &["--yes"]].concat(), 4, "was cancelled");
+        assert_eq!(error["hint"], "`retake undo RUN` takes the cancellation back");
+    }
+    assert_eq!(place.json(&["fork", "otter"])["status"], "paused");
+    assert_eq!(place.json(&["show", "otter"])["status"], "cancelled");
+}
+
+#[test]
 fn a_fork_leaves_its_origin_as_it_was_and_outlives_it() {
     let place = with_report("otter");
     let before = [place.text(&["--json", "show", "otter"]), place.text(&["--json", "log", "otter"])];
@@ -264,6 +278,118 @@ fn a_fork_asks_only_where_it_would_reach_outside_once_more() {
     place.json(&with(&["--again", "--yes"]));
     assert_eq!(place.json(&["show", "beaver"])["nodes"]["send"]["status"], "pending");
     assert_eq!(output(&place, "otter", "send"), "sent");
+}
+
+#[test]
+fn a_run_keeps_its_definition_until_it_is_given_another() {
+    let place = Place::empty();
+    place.write("report.yaml", &REPORT.replace("echo draft >> ran;", "exit 3;"));
+    assert_eq!(place.retake(&["run", "report.yaml", "--name", "otter"]).code, 1);
+    ran(&place);
+    place.write("report.yaml", REPORT);
+    assert_eq!(place.retake(&["resume", "otter"]).code, 1, "the file is not looked at");
+    // No result would go, so that nobody is asked.
+    let events = goes_on(&place, &["resume", "otter", "--def", "report.yaml"]);
+    assert_eq!(events[0]["event"], "redefined");
+    assert_eq!(events[0]["forgotten"], json!([]));
+    assert_eq!(events[0]["rerun"], json!([{"node": "draft", "because": "its definition changes"}]));
+    assert_eq!(ran(&place), ["draft", "length", "report"]);
+    assert_eq!(events.last().unwrap()["status"], "completed");
+}
+
+#[test]
+fn another_definition_keeps_what_is_the_same_and_runs_again_what_changed_and_what_that_affects() {
+    let place = with_report("otter");
+    place.write("other.yaml", &REPORT.replace("echo so", "echo thus"));
+    let resume = ["resume", "otter", "--def", "other.yaml"];
+    let plan = place.json(&[&resume[..], &["--dry-run"]].concat());
+    assert_eq!(plan["keep"], json!(["facts", "length"]));
+    assert_eq!(plan["rerun"][0], json!({"node": "draft", "because": "its definition changes"}));
+    assert_eq!(plan["forgotten"], json!(["draft", "report"]));
+    place.refused(&resume, 2, "nobody can be asked here");
+    assert_eq!(plan["head"], place.head("otter"));
+
+    goes_on(&place, &[&resume[..], &["--yes"]].concat());
+    assert_eq!(ran(&place), ["draft", "report"]);
+    assert_eq!(output(&place, "otter", "report"), "thus dry: 3, 3km");
+    place.json(&["undo", "otter"]);
+    assert_eq!(output(&place, "otter", "report"), "so dry: 3, 3km");
+}
+
+#[test]
+fn a_definition_that_differs_in_comments_only_runs_nothing_again() {
+    let place = with_report("otter");
+    let head = place.head("otter");
+    place.write("other.yaml", &format!("# a comment\n{REPORT}\n"));
+    let text = place.text(&["resume", "otter", "--def", "other.yaml"]);
+    assert!(text.starts_with("the workflow is the same\n"), "{text}");
+    assert_eq!((ran(&place), place.head("otter")), (Vec::new(), head));
+
+    // One that gives the same otherwise is taken over, and every result stays.
+    place.write("other.yaml", &REPORT.replace("echo 3\"", "echo 3\", timeout: 60s, retry: 2"));
+    let text = place.text(&["resume", "otter", "--def", "other.yaml"]);
+    let first =
+        "otter at @5, by another definition\n  = keeps facts, draft, length, report\n  every result stays\n";
+    assert!(text.starts_with(first), "{text}");
+    assert_eq!((ran(&place), place.head("otter")), (Vec::new(), head + 1));
+    assert_eq!(place.json(&["show", "otter", "facts"])["definition"]["timeout"], "1m");
+}
+
+#[test]
+fn a_node_that_another_definition_has_no_more_leaves() {
+    let place = with_report("otter");
+    let without = |node: &str, text: &str| {
+        let stays = |line: &&str| !line.trim_start().starts_with(&format!("{node}:"));
+        text.lines().filter(stays).collect::<Vec<_>>().join("\n")
+    };
+    let other = without("length", REPORT).replace(", ${{ nodes.length.output }}", "");
+    place.write("other.yaml", &other);
+    let events = goes_on(&place, &["resume", "otter", "--def", "other.yaml", "--yes"]);
+    assert_eq!(events[0]["removed"], json!(["length"]));
+    assert_eq!(events[0]["forgotten"], json!(["report", "length"]));
+    assert_eq!(ran(&place), ["report"]);
+    let nodes = &place.json(&["show", "otter"])["nodes"];
+    assert_eq!(nodes.as_object().unwrap().keys().collect::<Vec<_>>(), ["facts", "draft", "report"]);
+
+    // The last node depends on no other, so that only its result goes, and that is asked about, too.
+    place.write("other.yaml", &without("report", &other));
+    let resume = ["resume", "otter", "--def", "other.yaml"];
+    place.refused(&resume, 2, "nobody can be asked here");
+    let text = place.text(&[&resume[..], &["--dry-run"]].concat());
+    assert!(text.contains("\n  x drops report, which the workflow has no more\n"), "{text}");
+}
+
+#[test]
+fn another_definition_does_not_forget_unasked_what_cannot_be_undone() {
+    let place = Place::with_sent_letter("otter");
+    place.write(
+        "other.yaml",
+        "name: letter\nvars: { tone: dry }\nnodes: { send: { run: \"echo sent twice\", effect: external } }\n",
+    );
+    let resume = ["resume", "otter", "--def", "other.yaml", "--yes"];
+    let with = |flags: &[&'static str]| [&resume[..], flags].concat();
+    let error = place.refused(&resume, 7, "the other definition would forget what cannot be undone: send");
+    assert_eq!(
+        error["hint"],
+        "`--skip-effects` keeps their results, `--again send` lets them happen once more"
+    );
+    place.refused(&with(&["--again", "plan"]), 3, "has no node `plan`");
+    let key = place.json(&["show", "otter", "send"])["idempotency_key"].clone();
+    goes_on(&place, &with(&["--skip-effects"]));
+    assert_eq!(output(&place, "otter", "send"), "sent");
+    place.json(&["undo", "otter"]);
+    goes_on(&place, &with(&["--again", "send"]));
+    assert_eq!(output(&place, "otter", "send"), "sent twice");
+    assert_ne!(place.json(&["show", "otter", "send"])["idempotency_key"], key);
+}
+
+#[test]
+fn the_flags_that_change_a_definition_want_one() {
+    let place = Place::with_letter("otter");
+    for flag in ["--dry-run", "--yes", "--skip-effects"] {
+        place.refused(&["resume", "otter", flag], 2, "--def <FILE>");
+    }
+    place.refused(&["resume", "otter", "--def", "nothing.yaml"], 3, "cannot read nothing.yaml");
 }
 
 #[test]

@@ -1,18 +1,29 @@
-//! `retake resume`: a run, from its newest checkpoint.
+//! `retake resume`: a run, from its newest checkpoint, maybe by another definition.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use retake::engine::{Resume as Request, address};
+use owo_colors::OwoColorize;
+use retake::engine::{Effects, Engine, EngineError, Plan, Redefine, Resume as Request, address};
+use retake::store::{ExecutionRecord, StoreExt};
+use retake::workflow::Workflow;
+use serde_json::json;
 
 use crate::app::App;
+use crate::change::{After, refuse_irreversible};
+use crate::command::validate::warn;
 use crate::drive::drive;
 use crate::failure::Failure;
+use crate::plan::{Shown, named};
 use crate::signals::Wishes;
+use crate::{inputs, question, wording};
 
 /// Go on with a run from its newest checkpoint.
 ///
-/// What is done is not run again; what failed, or was running when the run stopped, is.
+/// What is done is not run again; what failed, or was running when the run stopped, is. The run keeps the definition
+/// that it was started with, whatever has become of the file, unless --def names another: then nodes that are the same
+/// in both keep their results, and what changed, and what depends on that, runs again.
 ///
 /// Exit codes: those of `run`, 3 no such run, 4 somebody else advances it, 7 a node may have taken effect already.
 #[derive(Debug, Args)]
@@ -20,19 +31,123 @@ pub(crate) struct Resume {
     /// The run: its name, or a unique prefix of its id
     run: String,
 
-    /// Run a node again that may have taken effect before the run stopped, under the same idempotency key
+    /// Go on with another definition: print the plan, and ask where results would go
+    #[arg(long, value_name = "FILE")]
+    def: Option<PathBuf>,
+
+    /// Run a node again that may have taken effect before the run stopped, under the same idempotency key; with --def,
+    /// also one whose definition or input changes, under a new key
     #[arg(long, value_name = "NODE")]
     again: Vec<String>,
+
+    /// Keep the results of what cannot be undone, so that it does not happen again
+    #[arg(long, requires = "def")]
+    skip_effects: bool,
+
+    /// Print the plan, and change nothing
+    #[arg(long, requires = "def")]
+    dry_run: bool,
+
+    /// Do not ask
+    #[arg(short, long, requires = "def")]
+    yes: bool,
+}
+
+/// What becomes of a run before it goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    GoOn,
+    Leave,
 }
 
 impl Resume {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
+        let definition = self.def.as_deref().map(inputs::workflow).transpose()?;
         let engine = app.engine(app.store()?)?;
-        let record = address::resolve_run(&**engine.store(), &self.run).await?;
+        let run = address::resolve_run(&**engine.store(), &self.run).await?;
+        if let Some(workflow) = definition {
+            warn(app, &workflow);
+            if self.redefine(app, &engine, &run, workflow).await? == Next::Leave {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
         let wishes =
             Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
         let request = Request { operation: Some(app.operation()), again: self.again };
-        let run = engine.resume(record.id, request).await?;
+        let run = engine.resume(run.id, request).await?;
         drive(app, run, wishes).await
+    }
+
+    /// Gives the run another definition, as far as somebody agrees.
+    async fn redefine(
+        &self,
+        app: &App,
+        engine: &Engine,
+        run: &ExecutionRecord,
+        workflow: Workflow,
+    ) -> Result<Next, Failure> {
+        let is_same = workflow.id() == run.workflow_id;
+        let (plan, effects) = self.plan(engine, run, workflow).await?;
+        if !app.output.json && is_same {
+            app.output.line("the workflow is the same");
+        } else if !app.output.json {
+            let heading = format!("{} at @{}, by another definition", wording::plain(&run.name), plan.head);
+            let (heading, unchanged) = (&heading.bold().to_string(), Some("every result stays"));
+            Shown { heading, plan: &plan, effects, unchanged }.print(&app.output);
+        }
+        if self.dry_run {
+            if app.output.json {
+                app.output.document(&plan);
+            }
+            return Ok(Next::Leave);
+        }
+        if is_same {
+            return Ok(Next::GoOn);
+        }
+        self.refuse_irreversible(&plan, effects)?;
+        if !self.yes && !plan.forgotten.is_empty() {
+            let question = format!("let the results of {} go?", named(&plan.forgotten));
+            if !question::confirm(app, &question)? {
+                return Ok(Next::Leave);
+            }
+        }
+        let (mut document, before) = (json!(plan), plan.head);
+        let head = engine.apply(plan, app.operation()).await?;
+        let status = engine.store().require(run.id).await?.state.name();
+        if app.output.json {
+            document["event"] = json!("redefined");
+            app.output.event(&After { run, before, head, status }.document(document));
+        }
+        Ok(Next::GoOn)
+    }
+
+    /// Returns the plan, and what is done about what cannot be undone: it happens again where `--again` names all of it.
+    async fn plan(
+        &self,
+        engine: &Engine,
+        run: &ExecutionRecord,
+        workflow: Workflow,
+    ) -> Result<(Plan, Effects), Failure> {
+        if let Some(node) = self.again.iter().find(|node| workflow.graph().index_of(node).is_none()) {
+            return Err(EngineError::NoNode { name: run.name.clone(), node: node.clone() }.into());
+        }
+        let first = if self.skip_effects { Effects::Keep } else { Effects::Refuse };
+        let request = Redefine { workflow: workflow.clone(), effects: first };
+        let plan = engine.plan_redefinition(run.id, request).await?;
+        let is_named = plan.irreversible.iter().all(|node| self.again.contains(node));
+        if first == Effects::Keep || plan.irreversible.is_empty() || !is_named {
+            return Ok((plan, first));
+        }
+        let request = Redefine { workflow, effects: Effects::Again };
+        Ok((engine.plan_redefinition(run.id, request).await?, Effects::Again))
+    }
+
+    fn refuse_irreversible(&self, plan: &Plan, effects: Effects) -> Result<(), Failure> {
+        let again: Vec<String> = plan.irreversible.iter().map(|node| format!("--again {node}")).collect();
+        refuse_irreversible("the other definition", plan, effects).map_err(|failure| {
+            let again = again.join(" ");
+            failure
+                .hint(format!("`--skip-effects` keeps their results, `{again}` lets them happen once more"))
+        })
     }
 }
