@@ -23,8 +23,17 @@ fn ls_lists_the_runs_newest_first_and_filters_them() {
     let runs = place.json(&["ls"]);
     assert_eq!(runs[0]["name"], "second");
     assert_eq!(runs[1]["name"], "first");
-    let fixed =
-        ["execution", "name", "workflow", "status", "head", "created_at", "updated_at", "running_in", "origin"];
+    let fixed = [
+        "execution",
+        "name",
+        "workflow",
+        "status",
+        "head",
+        "created_at",
+        "updated_at",
+        "running_in",
+        "origin",
+    ];
     assert_eq!(keys(&runs[0])[..9], fixed);
     // Nothing was bought, which is not the same as a price of 0.
     for key in ["spent_usd", "reused_usd", "from_zero_usd"] {

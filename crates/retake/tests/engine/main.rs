@@ -2,8 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod explaining;
 mod changing;
+mod explaining;
 mod going_back;
 mod people;
 mod running;
