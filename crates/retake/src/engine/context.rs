@@ -147,9 +147,13 @@ impl NodeContext {
     /// [`AppendError`] where the variable takes no such value.
     pub fn append(&self, name: &str, value: Value) -> Result<(), AppendError> {
         let mut notes = self.notes();
-        notes.state(&self.shared.task).append(name, value.clone())?;
-        notes.write(name, WriteOp::Append(value));
-        Ok(())
+        let appended = notes.state(&self.shared.task).append(name, value.clone());
+        match appended {
+            Ok(()) => notes.write(name, WriteOp::Append(value)),
+            // Another value would have taken it.
+            Err(_) => notes.record_below(&self.shared.task, name),
+        }
+        appended
     }
 
     /// Removes a variable, once the node succeeds.
@@ -260,6 +264,16 @@ impl Notes {
         }
     }
 
+    /// Records a look at what a variable was before the node, if any of that is left below what the node wrote.
+    fn record_below(&mut self, task: &Task, variable: &str) {
+        let is_left = |write: &Write| write.variable != variable || matches!(write.op, WriteOp::Append(_));
+        if self.writes.iter().all(is_left) {
+            self.record(&Subject::Variable(variable.to_owned()), || {
+                task.state.get_variable(variable).map(hash)
+            });
+        }
+    }
+
     fn write(&mut self, variable: &str, op: WriteOp) {
         self.writes.push(Write { variable: variable.to_owned(), op });
     }
@@ -286,13 +300,10 @@ impl Scope for Shared {
                 value.cloned()
             }
             Subject::Variable(name) => {
-                // What the node wrote itself is not something it read.
-                if notes.wrote(name) {
-                    return notes.written.as_ref().and_then(|state| state.get_variable(name)).cloned();
-                }
-                let value = state.get_variable(name);
-                notes.record(subject, || value.map(hash));
-                value.cloned()
+                // What the node wrote itself is not something it read; what it appended to is.
+                notes.record_below(&self.task, name);
+                let state = if notes.wrote(name) { notes.written.as_ref().unwrap_or(state) } else { state };
+                state.get_variable(name).cloned()
             }
             Subject::Node(name) => {
                 let seen = seen_of_node(state, name);
