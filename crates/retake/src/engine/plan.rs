@@ -413,9 +413,13 @@ impl<'a> Draft<'a> {
                 (Some(after), Some(node)) => {
                     if !before.gives_the_same_as(after) {
                         self.changes.forced.insert(node, "its definition changes".to_owned());
+                        self.from.ledger.spares.remove(&node_id(name));
                     }
                 }
-                (None, _) | (_, None) => drop(self.changes.gone.insert(node_id(name), name.clone())),
+                (None, _) | (_, None) => {
+                    self.changes.gone.insert(node_id(name), name.clone());
+                    self.from.ledger.spares.remove(&node_id(name));
+                }
             }
         }
         self.changes.forced.retain(|node, _| self.from.get_node_result(&new.graph().id(*node)).is_some());
