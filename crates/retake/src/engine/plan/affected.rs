@@ -150,8 +150,10 @@ impl Judge<'_> {
     fn read_node(&self, name: &str, read: &Read, began: u64, affected: &Affected) -> Option<String> {
         let id = node_id(name);
         // What was not there yet was not seen.
-        let was_seen = self.state.get_node_result(&id).is_some_and(|record| record.ended <= began);
-        if self.changes.gone.contains_key(&id) && was_seen {
+        if self.state.get_node_result(&id).is_none_or(|record| record.ended > began) {
+            return None;
+        }
+        if self.changes.gone.contains_key(&id) {
             return Some(format!("it read `{name}`, which is no more"));
         }
         if let Some(replaced) = self.changes.replaced.get(&id) {
@@ -160,7 +162,7 @@ impl Judge<'_> {
                 .then(|| format!("it read `{name}`, whose output changes"));
         }
         let node = self.workflow.graph().index_of(name)?;
-        (was_seen && affected.contains_key(&node)).then(|| format!("`{name}` runs again"))
+        affected.contains_key(&node).then(|| format!("`{name}` runs again"))
     }
 }
 
