@@ -17,7 +17,7 @@ pub use explanation::{Explanation, Reuse, Trigger};
 pub use request::{Edit, Effects, Extent, Redefine, Rollback};
 pub(super) use upstream::upstream;
 
-use self::affected::{Affected, Changes, Judge};
+use self::affected::{Affected, Changes, Judge, Rebased};
 use self::lineage::Lineage;
 use super::attempt;
 use super::planner::ending;
@@ -26,7 +26,7 @@ use crate::execution::{
     Base, Cell, Change, Cost, ExecutionContext, ExecutionId, ExecutionResult, ExecutionState,
     NodeExecutionResult, NodeId, Spare, Subject, TakenBack, Variable, Variables, Write, WriteOp, node_id,
 };
-use crate::store::{Cause, CheckpointRecord, Seq, check_value};
+use crate::store::{Cause, CheckpointRecord, Seq, check_value, hash};
 use crate::workflow::{Effect, NodeKind, Workflow};
 
 /// What a rollback, an edit, a fork or another workflow would do.
@@ -199,6 +199,8 @@ struct Draft<'a> {
     named: Option<Changes>,
     /// Why results go that nothing else explains.
     going: String,
+    /// Bases of variables at the target, which are theirs again. What is judged had seen others.
+    bases: BTreeMap<String, Base>,
     /// Results that nodes had at the target, and that stand again.
     restored: BTreeMap<NodeId, NodeExecutionResult>,
 }
@@ -215,6 +217,7 @@ impl<'a> Draft<'a> {
             base: known.head.record.seq,
             named: None,
             going: format!("its result is newer than @{}", known.target.record.seq),
+            bases: BTreeMap::new(),
             restored: BTreeMap::new(),
         }
     }
@@ -312,16 +315,15 @@ impl<'a> Draft<'a> {
     fn unset_what_was_set_since(&mut self) {
         let then = &self.known.target.ctx;
         let since = then.ledger.turn;
-        let bases = self.from.ledger.bases.clone();
-        for (name, _) in bases.iter().filter(|(_, base)| base.turn > since) {
-            match then.ledger.bases.cell(name) {
-                Some(base) => self.from.ledger.bases.set(name.clone(), base.clone()),
-                None => {
-                    let base = Base { turn: 0, value: then.get_variable(name).cloned() };
-                    self.from.ledger.bases.set(name.clone(), Cell::new(base));
-                }
-            }
-            self.changes.rebased.insert(name.clone());
+        for (name, base) in self.from.ledger.bases.iter().filter(|(_, base)| base.turn > since) {
+            let value = then.get_variable(name);
+            let before = match then.ledger.bases.get(name) {
+                Some(before) => before.clone(),
+                None => Base { turn: 0, value: value.cloned() },
+            };
+            self.bases.insert(name.clone(), before);
+            let rebased = Rebased { turn: base.turn, since, then: value.map(hash) };
+            self.changes.rebased.insert(name.clone(), rebased);
         }
     }
 
@@ -430,7 +432,7 @@ impl<'a> Draft<'a> {
                 continue;
             }
             self.from.ledger.bases.set(name.clone(), Cell::new(Base { turn: 0, value }));
-            self.changes.rebased.insert(name);
+            self.changes.rebased.insert(name, Rebased { turn: 0, since: 0, then: None });
         }
         self.from.workflow_id = new.id();
     }
@@ -505,7 +507,10 @@ impl<'a> Draft<'a> {
         let graph = self.known.workflow.graph();
         let changes = &self.changes;
         let mut ctx = self.from.clone();
-        let mut touched: BTreeSet<String> = changes.rebased.clone();
+        for (name, base) in &self.bases {
+            ctx.ledger.bases.set(name.clone(), Cell::new(base.clone()));
+        }
+        let mut touched: BTreeSet<String> = changes.rebased.keys().cloned().collect();
         let mut touch = |result: Option<&NodeExecutionResult>| {
             touched
                 .extend(result.into_iter().flat_map(|r| r.writes.iter().map(|write| write.variable.clone())));

@@ -25,13 +25,24 @@ pub(super) struct Changes {
     /// Nodes that the workflow has no more, by name.
     pub(super) gone: BTreeMap<NodeId, String>,
     /// Variables whose base is another from now on.
-    pub(super) rebased: BTreeSet<String>,
+    pub(super) rebased: BTreeMap<String, Rebased>,
     /// Variables that a person sets now.
     pub(super) set: BTreeMap<String, Option<Value>>,
     /// Whether a node that waits for one without a result runs again: it did not wait for it when it ran.
     pub(super) waits_anew: bool,
     /// Nodes that stay whatever they would see.
     pub(super) pinned: BTreeSet<usize>,
+}
+
+/// A base that goes.
+#[derive(Debug, Clone)]
+pub(super) struct Rebased {
+    /// Its turn.
+    pub(super) turn: u64,
+    /// The turn after which every other base goes too: only the last one is still known.
+    pub(super) since: u64,
+    /// The hash of what the variable was then.
+    pub(super) then: Option<String>,
 }
 
 /// A state that is judged.
@@ -104,32 +115,38 @@ impl Judge<'_> {
     /// Returns what changes for a node by what it read.
     pub(super) fn read(&self, result: &NodeExecutionResult, affected: &Affected) -> Option<String> {
         result.reads.iter().find_map(|read| match &read.subject {
-            Subject::Variable(name) => self.read_variable(name, result.began, affected),
+            Subject::Variable(name) => self.read_variable(name, read, result.began, affected),
             Subject::Node(name) => self.read_node(name, read, result.began, affected),
             // Inputs never change, and what a secret was is not known.
             Subject::Input(_) | Subject::Secret(_) => None,
         })
     }
 
-    fn read_variable(&self, name: &str, began: u64, affected: &Affected) -> Option<String> {
+    fn read_variable(&self, name: &str, read: &Read, began: u64, affected: &Affected) -> Option<String> {
         if let Some(value) = self.changes.set.get(name)
             && self.lineage.last(name) <= began
+            && read.hash != value.as_ref().map(hash)
         {
             let (from, to) = (shown(self.state.get_variable(name)), shown(value.as_ref()));
             return Some(format!("it read `vars.{name}`, which changes from {from} to {to}"));
         }
-        self.lineage.seen(name, began).iter().find_map(|event| self.change(name, event, affected))
+        let seen = self.lineage.seen(name, began);
+        if let (Some(rebased), Some(last)) = (self.changes.rebased.get(name), seen.last())
+            && last.turn <= rebased.since
+            && rebased.since < began
+            && rebased.then != read.hash
+        {
+            return Some(set_otherwise(name));
+        }
+        seen.iter().find_map(|event| self.change(name, event, affected))
     }
 
     /// Says what becomes of a change of a variable, if it does not stay as it was.
     fn change(&self, name: &str, event: &Event, affected: &Affected) -> Option<String> {
         let graph = self.workflow.graph();
         let Some(id) = event.node else {
-            return self
-                .changes
-                .rebased
-                .contains(name)
-                .then(|| format!("it read `vars.{name}`, which is set otherwise"));
+            let rebased = self.changes.rebased.get(name)?;
+            return (rebased.turn == event.turn).then(|| set_otherwise(name));
         };
         if let Some(gone) = self.changes.gone.get(&id) {
             return Some(format!("it read `vars.{name}`, which `{gone}` wrote, and `{gone}` is no more"));
@@ -164,6 +181,10 @@ impl Judge<'_> {
         let node = self.workflow.graph().index_of(name)?;
         affected.contains_key(&node).then(|| format!("`{name}` runs again"))
     }
+}
+
+fn set_otherwise(variable: &str) -> String {
+    format!("it read `vars.{variable}`, which is set otherwise")
 }
 
 /// Returns what a write made of its variable, as far as the node's result says.
