@@ -439,32 +439,50 @@ impl<'a> Draft<'a> {
 
     fn finish(mut self) -> Result<Plan, EngineError> {
         let Known { workflow, head, .. } = self.known;
-        self.changes.set.retain(|name, value| self.from.get_variable(name) != value.as_ref());
-        let mut misfits = BTreeMap::new();
         let kept = match self.effects {
             Effects::Keep => self.pin_effects(),
             Effects::Refuse | Effects::Again => Vec::new(),
         };
+        // What a person sets on the way back is judged by what is left once the rest went back.
+        let set =
+            if self.parent == self.base { BTreeMap::new() } else { std::mem::take(&mut self.changes.set) };
+        let (mut affected, mut after) = self.settled()?;
+        if !set.is_empty() {
+            self.from = after.ctx;
+            self.changes = Changes { set, pinned: self.changes.pinned, ..Changes::default() };
+            self.bases.clear();
+            self.restored.clear();
+            let (more, then) = self.settled()?;
+            after.writers.retain(|name, _| self.from.get_variable(name) == then.ctx.get_variable(name));
+            after.ctx = then.ctx;
+            after.writers.extend(then.writers);
+            affected.extend(more);
+        }
+        let mut irreversible = settle_effects(workflow, &head.ctx, &mut after, self.effects);
+        irreversible.extend(kept);
+        after.ctx.generation = head.record.seq + 1;
+        settle(workflow, &head.ctx, &mut after.ctx);
+        Ok(self.describe(after, irreversible, &affected))
+    }
+
+    /// Returns the nodes that run again, and the state without them.
+    fn settled(&self) -> Result<(Affected, NewState), EngineError> {
+        let workflow = self.known.workflow;
+        let lineage = Lineage::of(&self.from);
+        let judge = Judge { workflow, state: &self.from, lineage: &lineage, changes: &self.changes };
+        let mut misfits = BTreeMap::new();
         // Each round finds one node more whose writes do not fit, or is the last.
-        let (affected, after) = loop {
-            let lineage = Lineage::of(&self.from);
-            let judge = Judge { workflow, state: &self.from, lineage: &lineage, changes: &self.changes };
+        loop {
             let affected = judge.affected(&misfits);
             match self.apply(&affected) {
-                Ok(after) => break (affected, after),
+                Ok(after) => return Ok((affected, after)),
                 Err((node, variable)) => {
                     if misfits.insert(node, variable.clone()).is_some() {
                         return Err(EngineError::Misfit { variable });
                     }
                 }
             }
-        };
-        let mut after = after;
-        let mut irreversible = settle_effects(workflow, &head.ctx, &mut after, self.effects);
-        irreversible.extend(kept);
-        after.ctx.generation = head.record.seq + 1;
-        settle(workflow, &head.ctx, &mut after.ctx);
-        Ok(self.describe(after, irreversible, &affected))
+        }
     }
 
     /// Nodes whose effect may have happened stay, with what they wrote. Returns those that would have gone otherwise.
@@ -549,6 +567,9 @@ impl<'a> Draft<'a> {
             after.replay(&lineage, name).map_err(|node| (node, name.clone()))?;
         }
         for (name, value) in &changes.set {
+            if after.ctx.get_variable(name) == value.as_ref() {
+                continue;
+            }
             after.writers.remove(name);
             after.ctx.set_by_hand(name, value.clone());
         }
