@@ -268,10 +268,7 @@ impl<'a> Draft<'a> {
             let Some(node) = graph.index_of(name) else {
                 return Err(EngineError::NothingThere { what: "node", name: name.to_owned(), target: seq });
             };
-            let id = graph.id(node);
-            if let (false, Some(result)) = (self.is_as_at_target(&id), target.ctx.get_node_result(&id)) {
-                self.changes.replaced.insert(id, result.clone());
-            }
+            self.stand_again(node);
             for dependent in graph.nodes() {
                 if !self.is_as_at_target(&graph.id(dependent))
                     && (graph.dependencies(dependent).contains(&node)
@@ -282,9 +279,50 @@ impl<'a> Draft<'a> {
                 }
             }
         }
+        self.take_back_what_was_edited_since();
+        let replaced = &self.changes.replaced;
+        self.changes.forced.retain(|node, _| !replaced.contains_key(&graph.id(*node)));
         self.unset_what_was_set_since();
         self.parent = seq;
         Ok(true)
+    }
+
+    /// What a node gave at the target stands again, with what it had been made from.
+    fn stand_again(&mut self, node: usize) {
+        let Known { workflow, target, .. } = self.known;
+        let graph = workflow.graph();
+        let lineage = Lineage::of(&target.ctx);
+        let mut left = vec![node];
+        while let Some(node) = left.pop() {
+            let id = graph.id(node);
+            let Some(result) = target.ctx.get_node_result(&id) else { continue };
+            if self.is_as_at_target(&id) || self.changes.replaced.contains_key(&id) {
+                continue;
+            }
+            self.changes.replaced.insert(id, result.clone());
+            left.extend(graph.dependencies(node));
+            for read in &result.reads {
+                match &read.subject {
+                    Subject::Node(name) => left.extend(graph.index_of(name)),
+                    Subject::Variable(name) => {
+                        let writers = lineage.seen(name, result.began).iter().filter_map(|event| event.node);
+                        left.extend(writers.filter_map(|writer| graph.index_of_id(&writer)));
+                    }
+                    Subject::Input(_) | Subject::Secret(_) => {}
+                }
+            }
+        }
+    }
+
+    /// Outputs that a person put in place of others after the target are what they were before that.
+    fn take_back_what_was_edited_since(&mut self) {
+        let Known { head, target, .. } = self.known;
+        for (id, now) in head.ctx.node_results.iter() {
+            let then = target.ctx.get_node_result(id).filter(|then| then.ended == now.ended);
+            if let Some(then) = then.filter(|then| then.result != now.result) {
+                self.changes.replaced.insert(*id, then.clone());
+            }
+        }
     }
 
     /// Tells whether a node stands as it did at the target, or has not run.

@@ -22,8 +22,9 @@ pub struct Rollback {
 /// What of the state goes back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Extent {
-    /// The nodes that the point recorded, and what depends on them, as far as it came later. Other branches keep what
-    /// they gave, also what they gave later. Variables that people set later go back.
+    /// The nodes that the point recorded, with what these had been made from, and what depends on them, as far as it
+    /// came later. Other branches keep what they gave, also what they gave later. Variables that people set later go
+    /// back, and so do outputs that they edited.
     ///
     /// A point that recorded no node (the start, a pause, a rollback), and one that is not on the time line of the head
     /// any more, is gone back to as by [`Linear`](Self::Linear).
