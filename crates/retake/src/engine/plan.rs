@@ -401,8 +401,28 @@ impl<'a> Draft<'a> {
             }
             self.from.ledger.taken_back.remove(&id);
         }
+        self.hold_what_was_written(nodes);
         self.named = Some(named);
         Ok(())
+    }
+
+    /// Variables stay as they are though they are not what the results that are left make of them.
+    fn hold_what_was_written(&mut self, nodes: &[String]) {
+        let results = nodes.iter().map(|name| node_id(name)).flat_map(|id| {
+            let Known { head, target, .. } = self.known;
+            head.ctx.get_node_result(&id).into_iter().chain(target.ctx.get_node_result(&id))
+        });
+        let written: BTreeSet<&String> =
+            results.flat_map(|result| &result.writes).map(|write| &write.variable).collect();
+        let lineage = Lineage::of(&self.from);
+        for name in written {
+            let mut replayed = self.from.clone();
+            let fits = lineage.replay(&mut replayed, name).is_ok();
+            if !fits || replayed.get_variable(name) != self.from.get_variable(name) {
+                let value = self.from.get_variable(name).cloned();
+                self.from.set_by_hand(name, value);
+            }
+        }
     }
 
     /// Puts another output in place of what a node gave.
