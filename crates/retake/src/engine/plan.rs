@@ -414,10 +414,10 @@ impl<'a> Draft<'a> {
         });
         let written: BTreeSet<&String> =
             results.flat_map(|result| &result.writes).map(|write| &write.variable).collect();
-        let lineage = Lineage::of(&self.from);
         for name in written {
+            self.from.bury(name);
             let mut replayed = self.from.clone();
-            let fits = lineage.replay(&mut replayed, name).is_ok();
+            let fits = Lineage::of(&self.from).replay(&mut replayed, name).is_ok();
             if !fits || replayed.get_variable(name) != self.from.get_variable(name) {
                 let value = self.from.get_variable(name).cloned();
                 self.from.set_by_hand(name, value);
@@ -613,12 +613,7 @@ impl<'a> Draft<'a> {
             ctx.ledger.taken_back.remove(id);
         }
         // A node that had never run has no base below what it writes.
-        for name in &touched {
-            if !ctx.ledger.bases.contains_key(name) {
-                let base = Base { turn: 0, value: self.from.get_variable(name).cloned() };
-                ctx.ledger.bases.set(name.clone(), Cell::new(base));
-            }
-        }
+        touched.iter().for_each(|name| ctx.bury(name));
         let mut after = NewState { ctx, writers: BTreeMap::new() };
         let lineage = Lineage::of(&after.ctx);
         for name in &touched {

@@ -97,7 +97,7 @@ impl ExecutionContext {
     }
 
     /// Keeps the value that no node has written before the first one does.
-    fn bury(&mut self, name: &str) {
+    pub(crate) fn bury(&mut self, name: &str) {
         if !self.ledger.bases.contains_key(name) {
             let base = Base { turn: 0, value: self.get_variable(name).cloned() };
             self.ledger.bases.set(name.to_owned(), Cell::new(base));

@@ -313,3 +313,17 @@ async fn what_stays_when_a_node_alone_goes_back_stays_after_the_next_change_too(
     let plan = subject.edit(Edit { outputs: set("b", json!(7)), done, ..Edit::default() }).await;
     assert_eq!(plan.variables, BTreeMap::new());
 }
+
+#[tokio::test]
+async fn a_variable_that_no_node_wrote_yet_stays_when_a_node_alone_comes_back() {
+    let flow = Workflow::builder("flow").var("v", json!(1)).node("a", give(json!(2)).into("v"));
+    let subject = Subject::run(flow).await;
+    let plan = subject.rollback(1, Rollback { extent: Extent::Linear, ..Rollback::default() }).await;
+    subject.apply(plan).await;
+    let extent = Extent::Only { variables: Vec::new(), nodes: vec!["a".to_owned()] };
+    let plan = subject.rollback(2, Rollback { extent, ..Rollback::default() }).await;
+    subject.apply(plan).await;
+    assert_eq!(subject.variable("v").await, Some(json!(1)));
+    let plan = subject.edit(Edit { outputs: set("a", json!(3)), ..Edit::default() }).await;
+    assert_eq!(plan.variables, BTreeMap::new());
+}
