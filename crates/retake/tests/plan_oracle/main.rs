@@ -3,3 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod cases;
+mod concern;
+mod flow;
+mod histories;
+mod laws;
+mod model;
+mod trial;
