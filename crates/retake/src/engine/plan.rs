@@ -473,12 +473,12 @@ impl<'a> Draft<'a> {
                 (Some(after), Some(node)) => {
                     if !before.gives_the_same_as(after) {
                         self.changes.forced.insert(node, "its definition changes".to_owned());
-                        self.from.ledger.spares.remove(&node_id(name));
+                        self.from.ledger.taken_back.remove(&node_id(name));
                     }
                 }
                 (None, _) | (_, None) => {
                     self.changes.gone.insert(node_id(name), name.clone());
-                    self.from.ledger.spares.remove(&node_id(name));
+                    self.from.ledger.taken_back.remove(&node_id(name));
                 }
             }
         }

@@ -122,7 +122,7 @@ struct History {
 /// What of a state goes back and stands again.
 fn state_of(ctx: &ExecutionContext) -> String {
     let ledger = &ctx.ledger;
-    format!("{:?} {:?} {:?} {:?}", ctx.variables, ctx.node_results, ledger.bases, ledger.spares)
+    format!("{:?} {:?} {:?} {:?}", ctx.variables, ctx.node_results, ledger.bases, ledger.taken_back)
 }
 
 fn engine(path: Option<&Path>) -> Engine {
@@ -347,8 +347,8 @@ impl History {
             let result = ctx.get_node_result(&node_id(name)).map(|result| &result.result);
             matches!(result, Some(ExecutionResult::Success(_)))
         };
-        let mut request = Edit::default();
-        request.set = set.iter().map(|(index, number)| (variable(*index), value(*index, *number))).collect();
+        let set = set.iter().map(|(index, number)| (variable(*index), value(*index, *number))).collect();
+        let mut request = Edit { set, ..Edit::default() };
         if let Some((place, number)) = output {
             request.outputs.extend(Some(named(place)).filter(has_output).map(|name| (name, json!(number))));
         }

@@ -76,10 +76,10 @@ impl Model {
             match write {
                 Some(Write::Set(to)) => value = Some(to),
                 Some(Write::Output) => value = output.cloned(),
-                Some(Write::Append(item)) => match value.get_or_insert_with(|| json!([])) {
-                    Value::Array(items) => items.push(item),
-                    other => panic!("only lists are appended to, not {other}"),
-                },
+                Some(Write::Append(item)) => {
+                    let list = value.get_or_insert_with(|| json!([]));
+                    list.as_array_mut().expect("only lists are appended to").push(item);
+                }
                 Some(Write::Remove) | None => value = None,
             }
         }
