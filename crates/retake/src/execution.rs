@@ -14,7 +14,7 @@ mod variable;
 pub use context::{ExecutionCheckpoint, ExecutionContext, ExecutionState, WrongWorkflow};
 pub use cost::{Cost, Spend, usd};
 pub use exact::{ExactError, parse_exact};
-pub use ledger::{Base, Ledger, Spare, TakenBack};
+pub use ledger::{Base, Compensation, CompensationStage, Ledger, Spare, TakenBack};
 pub use map::{Cell, Change, Map, NodeResults, Shared, Variables};
 pub use result::{
     ExecutionResult, NodeExecutionResult, NodeMetrics, Read, Subject, TokenUsage, Write, WriteOp,

@@ -30,6 +30,15 @@ pub struct Ledger {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = std::collections::BTreeMap<String, TakenBack>))]
     pub taken_back: Map<NodeId, Shared<TakenBack>>,
+    /// Effects outside that are to be undone by counter-actions, or were, by the turn in which each was recorded. They
+    /// are about the world and not about the state: no rollback and no undo takes them back.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = std::collections::BTreeMap<u64, Compensation>))]
+    pub compensations: Map<u64, Shared<Compensation>>,
+    /// The last turn of the execution that this one was forked from: what had its effect by then is not this one's to
+    /// compensate. 0 where it is no fork.
+    #[serde(default)]
+    pub inherited: u64,
 }
 
 /// What a variable was made by somebody who is not a node: the workflow at the start, or a person.
@@ -62,6 +71,52 @@ pub struct Spare {
     pub result: NodeExecutionResult,
     /// The hash of what the nodes that it waits for had given.
     pub upstream: String,
+}
+
+/// The counter-action against one effect outside.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Compensation {
+    /// The node that had the effect, as the workflow calls it.
+    pub node: String,
+    /// What the node gave then.
+    pub result: NodeExecutionResult,
+    /// The point whose state had the effect, and whose state the counter-action sees.
+    pub from: u64,
+    /// How far it is.
+    pub stage: CompensationStage,
+    /// The key under which the counter-action is known outside: the same for every attempt at it.
+    pub idempotency_key: String,
+}
+
+/// How far a compensation is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum CompensationStage {
+    /// Nothing has happened yet.
+    Open,
+    /// The counter-action was about to start: it may have happened.
+    Started,
+    /// The counter-action succeeded. It never runs again.
+    Done,
+    /// The counter-action failed with this message; it may have happened all the same.
+    Failed(String),
+    /// A person said to leave the effect as it is.
+    Skipped,
+}
+
+impl CompensationStage {
+    /// Returns the stage as one word.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Started => "started",
+            Self::Done => "done",
+            Self::Failed(_) => "failed",
+            Self::Skipped => "skipped",
+        }
+    }
 }
 
 impl ExecutionContext {
@@ -183,6 +238,14 @@ mod tests {
         ctx.set_by_hand("tone", Some(json!(null)));
         ctx.set_by_hand("gone", None);
         assert_eq!(ctx.ledger.bases["tone"], Base { turn: 1, value: Some(json!(null)) });
+        let compensation = Compensation {
+            node: "send".into(),
+            result: gave(json!(null), vec![]),
+            from: 2,
+            stage: CompensationStage::Open,
+            idempotency_key: "key".into(),
+        };
+        ctx.ledger.compensations.insert(1, compensation);
         let text = serde_json::to_string(&ctx.ledger).unwrap();
         assert_eq!(serde_json::from_str::<Ledger>(&text).unwrap(), ctx.ledger);
     }

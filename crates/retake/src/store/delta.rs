@@ -36,6 +36,9 @@ pub enum Key {
     /// A node whose result was taken back.
     #[serde(rename = "k")]
     TakenBack(NodeId),
+    /// A counter-action against an effect outside, by the turn of the effect.
+    #[serde(rename = "c")]
+    Compensation(u64),
 }
 
 /// Opaque bytes, with the codec that made them.

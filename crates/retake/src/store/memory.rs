@@ -499,6 +499,7 @@ fn size(delta: &Delta) -> u64 {
             Key::Header | Key::Tally => 0,
             Key::Input(name) | Key::Variable(name) | Key::Base(name) => name.len(),
             Key::Node(id) | Key::TakenBack(id) => id.as_bytes().len(),
+            Key::Compensation(turn) => size_of_val(turn),
         };
         let value = match &change.op {
             Op::Set { pieces, .. } | Op::Append { pieces, .. } => pieces.iter().map(|p| p.bytes.len()).sum(),

@@ -56,7 +56,7 @@ pub fn context_sharing(
             Key::Input(name) => ctx.inputs.unset(name),
             Key::Variable(name) => ctx.variables.unset(name),
             Key::Node(id) => ctx.node_results.unset(id),
-            Key::Header | Key::Tally | Key::Base(_) | Key::TakenBack(_) => {}
+            Key::Header | Key::Tally | Key::Base(_) | Key::TakenBack(_) | Key::Compensation(_) => {}
         }
     }
     overlay(&mut ctx.inputs, &differing.inputs);
@@ -76,7 +76,7 @@ pub fn context_sharing(
 fn is_shared(key: &Key) -> bool {
     match key {
         Key::Input(_) | Key::Variable(_) | Key::Node(_) => true,
-        Key::Header | Key::Tally | Key::Base(_) | Key::TakenBack(_) => false,
+        Key::Header | Key::Tally | Key::Base(_) | Key::TakenBack(_) | Key::Compensation(_) => false,
     }
 }
 

@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::delta::MESSAGE_PACK;
 use super::{Delta, Entry, Image, Key, KeyChange, Op, Piece, StoreError, value};
 use crate::execution::{
-    Addition, Base, Cell, Change, ExecutionContext, ExecutionId, ExecutionState, Ledger, Map,
-    NodeExecutionResult, NodeId, Spend, TakenBack, Variable, Variables, WorkflowId, WriteOp,
+    Addition, Base, Cell, Change, Compensation, ExecutionContext, ExecutionId, ExecutionState, Ledger, Map,
+    NodeExecutionResult, NodeId, Spend, TakenBack, Variable, Variables, WorkflowId, WriteOp, node_id,
 };
 
 /// The part of a state that is neither variable nor result.
@@ -30,11 +30,17 @@ struct Header {
 struct Tally {
     turn: u64,
     spend: Spend,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    inherited: u64,
+}
+
+fn is_zero(turn: &u64) -> bool {
+    *turn == 0
 }
 
 impl Tally {
     fn of(ledger: &Ledger) -> Self {
-        Self { turn: ledger.turn, spend: ledger.spend }
+        Self { turn: ledger.turn, spend: ledger.spend, inherited: ledger.inherited }
     }
 }
 
@@ -119,7 +125,13 @@ fn ledger(changes: &mut Vec<KeyChange>, before: Option<&Ledger>, after: &Ledger)
         record_piece(&format!("the earlier result of node {id}"), taken_back)
     };
     let key = |id: &NodeId| (Key::TakenBack(*id), Some(*id));
-    records(changes, &before.taken_back, &after.taken_back, key, taken_back)
+    records(changes, &before.taken_back, &after.taken_back, key, taken_back)?;
+    let compensation = |_: &u64, compensation: &Compensation| {
+        check_node(&node_id(&compensation.node), &compensation.result)?;
+        record_piece(&format!("the compensation of node `{}`", compensation.node), compensation)
+    };
+    let key = |turn: &u64| (Key::Compensation(*turn), None);
+    records(changes, &before.compensations, &after.compensations, key, compensation)
 }
 
 /// Adds what changed between two maps of records, each of which is stored whole.
@@ -163,8 +175,8 @@ pub fn context(execution_id: ExecutionId, image: &Image) -> Result<ExecutionCont
                 ctx.record_node_result(*id, node);
             }
             Key::Tally => {
-                let Tally { turn, spend } = record(&entry_name(execution_id, key), entry)?;
-                (ctx.ledger.turn, ctx.ledger.spend) = (turn, spend);
+                let Tally { turn, spend, inherited } = record(&entry_name(execution_id, key), entry)?;
+                (ctx.ledger.turn, ctx.ledger.spend, ctx.ledger.inherited) = (turn, spend, inherited);
             }
             Key::Base(name) => {
                 let base: Base = record(&entry_name(execution_id, key), entry)?;
@@ -173,6 +185,10 @@ pub fn context(execution_id: ExecutionId, image: &Image) -> Result<ExecutionCont
             Key::TakenBack(id) => {
                 let taken_back: TakenBack = record(&entry_name(execution_id, key), entry)?;
                 ctx.ledger.taken_back.set(*id, Cell::new(taken_back));
+            }
+            Key::Compensation(turn) => {
+                let compensation: Compensation = record(&entry_name(execution_id, key), entry)?;
+                ctx.ledger.compensations.set(*turn, Cell::new(compensation));
             }
         }
     }
@@ -326,6 +342,9 @@ fn entry_name(execution_id: ExecutionId, key: &Key) -> String {
         Key::Tally => format!("the tally of execution {execution_id}"),
         Key::Base(name) => format!("the base of vars.{name} of execution {execution_id}"),
         Key::TakenBack(id) => format!("the earlier result of node {id} of execution {execution_id}"),
+        Key::Compensation(turn) => {
+            format!("the compensation of the effect of turn {turn} of execution {execution_id}")
+        }
     }
 }
 
@@ -335,7 +354,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::execution::ExecutionResult;
+    use crate::execution::{CompensationStage, ExecutionResult};
 
     fn saved(contexts: &[&ExecutionContext]) -> Image {
         let mut image = Image::default();
@@ -369,6 +388,15 @@ mod tests {
         third.append("messages", json!(3)).unwrap();
         third.append("log", json!("c")).unwrap();
         third.variables.remove("nothing");
+        let compensation = Compensation {
+            node: "send".into(),
+            result: second.node_results[&Uuid::from_u128(5)].clone(),
+            from: 2,
+            stage: CompensationStage::Failed("no".into()),
+            idempotency_key: "key".into(),
+        };
+        third.ledger.compensations.insert(7, compensation);
+        third.ledger.inherited = 3;
         third.pause();
         let back = context(first.execution_id, &saved(&[&first, &second, &third])).unwrap();
         assert_eq!(back, third);
