@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use retake::engine::{Effects, Engine, EngineError, Plan, Resume};
+use retake::engine::{Engine, EngineError, Plan, Resume};
 use retake::execution::ExecutionId;
 use retake::store::{ExecutionRecord, Seq, StoreExt};
 use serde_json::{Value, json};
@@ -66,7 +66,7 @@ impl Change<'_> {
             }
             return Ok(ExitCode::SUCCESS);
         }
-        refuse_irreversible(what, &plan, effects)?;
+        refuse_undecided(what, &plan)?;
         if !manner.yes && !question::confirm(app, &question)? {
             return Ok(ExitCode::SUCCESS);
         }
@@ -92,15 +92,14 @@ impl Change<'_> {
 }
 
 /// Refuses a plan that would forget what cannot be undone, where nobody said what to do about it.
-pub(crate) fn refuse_irreversible(what: &str, plan: &Plan, effects: Effects) -> Result<(), Failure> {
-    match effects {
-        Effects::Refuse if !plan.irreversible.is_empty() => {
-            let nodes = plan.irreversible.clone();
+pub(crate) fn refuse_undecided(what: &str, plan: &Plan) -> Result<(), Failure> {
+    plan.check().map_err(|error| match &error {
+        EngineError::Irreversible { nodes } => {
             let message = format!("{what} would forget what cannot be undone: {}", nodes.join(", "));
-            Err(Failure { message, ..EngineError::Irreversible { nodes }.into() })
+            Failure { message, ..error.into() }
         }
-        Effects::Refuse | Effects::Again | Effects::Keep => Ok(()),
-    }
+        _ => error.into(),
+    })
 }
 
 /// How a run stands after a change.

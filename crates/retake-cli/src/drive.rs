@@ -94,6 +94,9 @@ fn finished(outcome: &Outcome) -> serde_json::Value {
         "failures": failures,
     });
     wording::spend_keys(&outcome.spend).into_iter().for_each(|(key, value)| document[key] = value);
+    if let Some((node, _)) = &outcome.uncompensated {
+        document["uncompensated"] = json!(node);
+    }
     document
 }
 
@@ -128,6 +131,12 @@ fn verdict(app: &App, outcome: &Outcome, is_stopped: bool) -> Result<ExitCode, F
     let resume = app.command_line(format_args!("resume {name}"));
     match &outcome.state {
         ExecutionState::Completed => Ok(ExitCode::SUCCESS),
+        ExecutionState::Failed(why) if let Some((node, _)) = &outcome.uncompensated => {
+            let hint = format!(
+                "`{resume}` tries it again, `{resume} --skip-compensation {node}` leaves the effect as it is"
+            );
+            Err(Failure::new(Code::RunFailed, why).hint(hint))
+        }
         ExecutionState::Failed(why) => {
             let hint = format!("`{resume}` runs what failed again, and nothing that is done");
             Err(failed(outcome, why).hint(hint))

@@ -187,8 +187,27 @@ impl From<EngineError> for Failure {
                     again.join(" ")
                 ))
             }
-            EngineError::Irreversible { .. } => Self::of(Code::Irreversible, &error)
-                .hint("`--skip-effects` keeps their results, `--again` lets them happen once more"),
+            EngineError::Irreversible { .. } => Self::of(Code::Irreversible, &error).hint(
+                "`--skip-effects` keeps their results, `--again` lets them happen once more, `--compensate` runs the \
+                 counter-actions of those that have one",
+            ),
+            EngineError::Compensated { .. } => Self::of(Code::Irreversible, &error).hint(
+                "`--again` lets them happen once more, `--skip-effects` takes their results as if they stood",
+            ),
+            EngineError::InterruptedCompensation { ref nodes } => {
+                let flags = |flag: &str| {
+                    nodes.iter().map(|(name, _)| format!("{flag} {name}")).collect::<Vec<_>>().join(" ")
+                };
+                Self::of(Code::Irreversible, &error).hint(format!(
+                    "look outside whether it happened; to run it again under the same key: {}; to leave it: {}",
+                    flags("--again"),
+                    flags("--skip-compensation")
+                ))
+            }
+            EngineError::NothingToCompensateFrom { ref node, .. } => Self::of(Code::Irreversible, &error)
+                .hint(format!("undo it by hand, then `retake resume RUN --skip-compensation {node}`")),
+            EngineError::NothingToCompensate { .. } => Self::of(Code::NotFound, &error)
+                .hint("`retake show RUN` lists the compensations"),
             EngineError::NoNode { .. } | EngineError::NothingThere { .. } => Self::of(Code::NotFound, &error),
             EngineError::HasOutput { ref node } => {
                 let hint = format!("leave `--done {node}` out: `--output {node}=VALUE` replaces its output");

@@ -55,7 +55,15 @@ impl Shown<'_> {
             Effects::Refuse => "",
             Effects::Again => ", and happens once more",
             Effects::Keep => ", so its result stays",
+            Effects::Compensate => ", and there is no counter-action against it",
         };
+        let compensated = plan.compensate.iter().map(|it| format!("  {} {it} is compensated", "<".yellow()));
+        lines.extend(compensated);
+        lines.extend(
+            plan.compensated
+                .iter()
+                .map(|it| format!("  {} {it} was compensated, and its result would stand again", "!".red())),
+        );
         lines.extend(
             plan.irreversible.iter().map(|it| format!("  {} {it} cannot be undone{fate}", "!".red())),
         );
@@ -73,8 +81,8 @@ impl Shown<'_> {
 
 /// Tells whether the state would be what it is. What failed runs again in any case.
 pub(crate) fn changes_nothing(plan: &Plan) -> bool {
-    let Plan { forgotten, irreversible, removed, variables, outputs, .. } = plan;
-    let nodes = [forgotten, irreversible, removed];
+    let Plan { forgotten, irreversible, compensate, compensated, removed, variables, outputs, .. } = plan;
+    let nodes = [forgotten, irreversible, compensate, compensated, removed];
     nodes.iter().all(|nodes| nodes.is_empty()) && variables.is_empty() && outputs.is_empty()
 }
 

@@ -92,16 +92,18 @@ impl Screen {
 
     fn count(&self, event: &Event) {
         match event {
-            Event::NodeStarted { attempt: 1, .. } => {
+            Event::NodeStarted { attempt: 1, .. } | Event::CompensationStarted { attempt: 1, .. } => {
                 self.running.fetch_add(1, Ordering::Relaxed);
             }
             // A node that never started, as one that is skipped, ends too.
-            Event::NodeFinished { .. } => {
+            Event::NodeFinished { .. } | Event::CompensationFinished { .. } => {
                 let less = |running: usize| Some(running.saturating_sub(1));
                 let _updated = self.running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
             }
             Event::Started { .. }
             | Event::NodeStarted { .. }
+            | Event::CompensationStarted { .. }
+            | Event::CompensationRetry { .. }
             | Event::NodeProgress { .. }
             | Event::NodeRetry { .. }
             | Event::Waiting { .. }
@@ -146,7 +148,7 @@ impl Lines {
                 };
                 self.print(&format!("{}: {how}", name.bold()));
             }
-            Event::NodeStarted { node, .. } => self.spin(node),
+            Event::NodeStarted { node, .. } | Event::CompensationStarted { node, .. } => self.spin(node),
             Event::NodeProgress { node, text } => self.say(&node, &text),
             Event::NodeRetry { node, attempt, error, delay_ms } => {
                 let wait = duration(delay_ms);
@@ -177,6 +179,23 @@ impl Lines {
                 self.held.push((node, line));
                 self.patience.get_or_insert_with(|| Box::pin(sleep(CHECKPOINT_WAIT)));
             }
+            Event::CompensationRetry { node, attempt, error, delay_ms } => self.print(&format!(
+                "  {node}: attempt {attempt} at compensating it failed: {}; again in {}",
+                brief(&error),
+                duration(delay_ms)
+            )),
+            Event::CompensationFinished { node, duration_ms, error, .. } => {
+                if let Some(spinner) = self.spinners.remove(&node) {
+                    spinner.bar.finish_and_clear();
+                }
+                let time = duration(duration_ms);
+                self.print(&match error {
+                    None => format!("  {node}: {} in {time}", "compensated".green()),
+                    Some(error) => {
+                        format!("  {node}: {} after {time}: {}", "not compensated".red(), brief(&error))
+                    }
+                });
+            }
             Event::Waiting { node, message } => {
                 self.print(&format!("  {node}: {} {}", "waits for approval:".yellow(), brief(&message)));
             }
@@ -198,7 +217,8 @@ impl Lines {
         for (_, line) in &recorded {
             self.print(&format!("{line}, {}", at.dimmed()));
         }
-        let is_told_otherwise = matches!(cause, "started" | "before" | "pause" | "finish" | "cancel");
+        let is_told_otherwise =
+            matches!(cause, "started" | "before" | "pause" | "finish" | "cancel" | "compensate");
         if recorded.is_empty() && (!nodes.is_empty() || !is_told_otherwise) {
             let of = if nodes.is_empty() { cause.to_owned() } else { nodes.join(", ") };
             self.print(&format!("  checkpoint {at}: {of}"));

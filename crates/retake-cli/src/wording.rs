@@ -117,6 +117,7 @@ pub(crate) fn cause(cause: &Cause) -> String {
         Cause::Undo { operation } => format!("undo of operation {operation}"),
         Cause::Redo { operation } => format!("redo of operation {operation}"),
         Cause::Prune { removed } => format!("pruned {}", count(*removed, "checkpoint")),
+        Cause::Compensate { node } => format!("compensate {node}"),
         Cause::Fork { origin } => format!("fork at @{}", origin.seq),
         Cause::Start
         | Cause::Nodes
@@ -148,10 +149,10 @@ pub(crate) fn standing(run: &ExecutionRecord) -> &'static str {
 pub(crate) fn colour(status: &str) -> Style {
     let style = Style::new();
     match status {
-        "completed" | "success" => style.green(),
-        "running" => style.blue(),
+        "completed" | "success" | "done" => style.green(),
+        "running" | "open" => style.blue(),
         "failed" | "failure" => style.red(),
-        "stalled" | "paused" => style.yellow(),
+        "stalled" | "paused" | "started" => style.yellow(),
         _ => style.dimmed(),
     }
 }

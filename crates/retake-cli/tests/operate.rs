@@ -291,7 +291,11 @@ fn what_cannot_be_undone_is_not_forgotten_unasked() {
     let head = place.head("otter");
     let error =
         place.refused(&["rollback", "otter@4", "--yes"], 7, "would forget what cannot be undone: send");
-    assert_eq!(error["hint"], "`--skip-effects` keeps their results, `--again` lets them happen once more");
+    assert_eq!(
+        error["hint"],
+        "`--skip-effects` keeps their results, `--again` lets them happen once more, `--compensate` runs the \
+         counter-actions of those that have one"
+    );
     assert_eq!(place.head("otter"), head);
     place.json(&["rollback", "otter@4", "--yes", "--skip-effects"]);
     assert_eq!(place.json(&["show", "otter"])["nodes"]["send"]["output"], "sent");

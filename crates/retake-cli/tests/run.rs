@@ -518,9 +518,10 @@ fn a_good_file_is_told_with_its_order() {
 #[test]
 fn a_compensation_that_nothing_runs_is_said_to_be_one() {
     let place = Place::with(
-        "name: w\nnodes:\n  a: { run: 'true', effect: external, compensate: { run: 'false' } }\n",
+        "name: w\nnodes:\n  a: { run: 'true', compensate: { run: 'false' } }\n  \
+         b: { run: 'true', effect: external, compensate: { run: 'false' } }\n",
     );
-    let said = "node `a` has a `compensate`, which is kept with the workflow, and no command runs yet";
+    let said = "node `a` has a `compensate`, which runs only for nodes with `effect: external`";
     let document: Value =
         serde_json::from_slice(&place.retake(&["validate", "w.yaml", "--json"]).stdout).unwrap();
     assert_eq!(document["warnings"], json!([said]));

@@ -6,6 +6,7 @@
 
 pub mod address;
 mod attempt;
+mod compensation;
 mod context;
 mod control;
 mod decision;
@@ -47,7 +48,8 @@ pub use secret::{EnvironmentSecrets, FileSecrets, Secrets};
 
 use crate::clock::{Clock, SystemClock};
 use crate::execution::{
-    ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult, Subject, WorkflowId,
+    CompensationStage, ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult,
+    Subject, WorkflowId,
 };
 use crate::store::{
     Cause, Commit, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, NewOperation, Seq, Store,
@@ -55,7 +57,7 @@ use crate::store::{
 };
 use crate::workflow::{Definition, Effect, Field, NodeKind, OnError, Root, Scope, Workflow, evaluate_json};
 use held::Held;
-use run::Opened;
+use run::{CounterAction, Opened};
 use secret::Masks;
 
 /// How often a readable name is drawn before an execution is named by its id.
@@ -106,8 +108,11 @@ pub struct Start {
 pub struct Resume {
     /// Who resumes it, for the operation log.
     pub operation: Option<NewOperation>,
-    /// Nodes with an effect outside that were interrupted, and are to be run again under the same idempotency key.
+    /// Nodes with an effect outside that were interrupted, or whose compensation was, and are to be run again under the
+    /// same idempotency key.
     pub again: Vec<String>,
+    /// Nodes whose compensations are left out: their effects stay as they are.
+    pub skip_compensation: Vec<String>,
 }
 
 /// An execution that was set running.
@@ -116,6 +121,7 @@ struct Resumed {
     name: Arc<str>,
     ctx: ExecutionContext,
     head: Seq,
+    counter_actions: BTreeMap<u64, CounterAction>,
 }
 
 impl Engine {
@@ -169,25 +175,28 @@ impl Engine {
         };
         let held = Held::take(&self.store, ctx.execution_id).await?;
         let name = name.into();
-        Run::new(self.clone(), Opened { held, workflow, name, ctx, head: 1, masks })
+        let counter_actions = BTreeMap::new();
+        Run::new(self.clone(), Opened { held, workflow, name, ctx, head: 1, masks, counter_actions })
     }
 
     /// Takes the lease on an execution and sets it running. Returns when that is durable; nothing has run then.
     ///
+    /// Compensations that are due run before any node does; one that failed is tried again.
     /// Nodes that are done are not run again; those that failed, or were in flight when their process died, are. One
     /// that has completed comes back as it is.
     ///
     /// # Errors
     /// [`StoreError::NoExecution`], [`Conflict::Leased`] while another process advances it,
     /// [`EngineError::Cancelled`], and [`EngineError::Interrupted`] where a node with an effect outside was in flight
-    /// and [`Resume::again`] does not name it.
+    /// and [`Resume::again`] does not name it; [`EngineError::InterruptedCompensation`] likewise,
+    /// [`EngineError::NothingToCompensateFrom`] and [`EngineError::NothingToCompensate`].
     pub async fn resume(&self, id: ExecutionId, resume: Resume) -> Result<Run, EngineError> {
         self.store.require(id).await?;
         let mut held = Held::take(&self.store, id).await?;
         match self.set_running(&held, id, resume).await {
-            Ok(Resumed { workflow, name, ctx, head }) => {
+            Ok(Resumed { workflow, name, ctx, head, counter_actions }) => {
                 let masks = Arc::new(Masks::default());
-                Run::new(self.clone(), Opened { held, workflow, name, ctx, head, masks })
+                Run::new(self.clone(), Opened { held, workflow, name, ctx, head, masks, counter_actions })
             }
             Err(error) => {
                 held.release().await;
@@ -208,13 +217,17 @@ impl Engine {
         let saved = self.store.context(id, record.head).await?;
         let mut ctx = saved.clone();
         let mut head = record.head;
+        skip_compensations(&record, &mut ctx, &resume.skip_compensation)?;
+        let mut counter_actions = BTreeMap::new();
         match &saved.state {
             ExecutionState::Cancelled => return Err(EngineError::Cancelled { name: record.name }),
             ExecutionState::Completed => {}
             ExecutionState::Running | ExecutionState::Paused | ExecutionState::Failed(_) => {
-                refuse_unknown(&workflow, &record, &resume.again)?;
+                refuse_unknown(&workflow, &record, &ctx, &resume.again)?;
                 refuse_rejected(&workflow, &record, &saved)?;
                 refuse_interrupted(&workflow, &saved, &resume.again)?;
+                refuse_interrupted_compensation(&ctx, &resume.again)?;
+                counter_actions = self.counter_actions(&record, &ctx).await?;
                 ctx.state = ExecutionState::Running;
                 ctx.completed_at = None;
                 forget_failures(&workflow, &mut ctx);
@@ -232,7 +245,7 @@ impl Engine {
                 head = self.store.commit(commit).await?.seq;
             }
         }
-        Ok(Resumed { workflow, name: record.name.into(), ctx, head })
+        Ok(Resumed { workflow, name: record.name.into(), ctx, head, counter_actions })
     }
 
     /// Returns the workflow that an execution runs.
@@ -330,18 +343,22 @@ impl Engine {
 
     fn check_handlers(&self, workflow: &Workflow) -> Result<(), EngineError> {
         for (name, node) in &workflow.definition().nodes {
-            let missing = match &node.kind {
-                NodeKind::Set(_) | NodeKind::Wait(_) | NodeKind::Approval(_) => continue,
-                NodeKind::Call(call) => format!("closure `{}`", call.name),
-                NodeKind::Run(_) | NodeKind::Http(_) | NodeKind::Llm(_) => {
-                    format!("`{}` nodes", node.kind.name())
-                }
-            };
-            if self.registry.find(&node.kind).is_none() {
-                return Err(EngineError::NoHandler { node: name.clone(), missing });
-            }
+            self.check_handler(name, &node.kind)?;
+            node.compensate.iter().try_for_each(|compensate| self.check_handler(name, compensate))?;
         }
         Ok(())
+    }
+
+    fn check_handler(&self, node: &str, kind: &NodeKind) -> Result<(), EngineError> {
+        let missing = match kind {
+            NodeKind::Set(_) | NodeKind::Wait(_) | NodeKind::Approval(_) => return Ok(()),
+            NodeKind::Call(call) => format!("closure `{}`", call.name),
+            NodeKind::Run(_) | NodeKind::Http(_) | NodeKind::Llm(_) => format!("`{}` nodes", kind.name()),
+        };
+        match self.registry.find(kind) {
+            Some(_) => Ok(()),
+            None => Err(EngineError::NoHandler { node: node.to_owned(), missing }),
+        }
     }
 }
 
@@ -384,9 +401,14 @@ impl Names {
 fn refuse_unknown(
     workflow: &Workflow,
     record: &ExecutionRecord,
+    ctx: &ExecutionContext,
     names: &[String],
 ) -> Result<(), EngineError> {
-    match names.iter().find(|name| workflow.graph().index_of(name).is_none()) {
+    // A counter-action may be that of a node that the workflow has no more.
+    let is_known = |name: &String| {
+        workflow.graph().index_of(name).is_some() || compensation::due(ctx).any(|(_, due)| due.node == *name)
+    };
+    match names.iter().find(|name| !is_known(name)) {
         Some(node) => Err(EngineError::NoNode { name: record.name.clone(), node: node.clone() }),
         None => Ok(()),
     }
@@ -425,6 +447,34 @@ fn refuse_interrupted(
         .map(|(name, record)| (name, record.idempotency_key.clone().unwrap_or_default()))
         .collect();
     if interrupted.is_empty() { Ok(()) } else { Err(EngineError::Interrupted { nodes: interrupted }) }
+}
+
+/// Refuses to go on where a counter-action may have happened already, unless a person said to run it again.
+fn refuse_interrupted_compensation(ctx: &ExecutionContext, again: &[String]) -> Result<(), EngineError> {
+    let nodes: Vec<(String, String)> = compensation::due(ctx)
+        .filter(|(_, due)| due.stage == CompensationStage::Started && !again.contains(&due.node))
+        .map(|(_, due)| (due.node.clone(), due.idempotency_key.clone()))
+        .collect();
+    if nodes.is_empty() { Ok(()) } else { Err(EngineError::InterruptedCompensation { nodes }) }
+}
+
+/// Leaves the effects of these nodes as they are.
+fn skip_compensations(
+    record: &ExecutionRecord,
+    ctx: &mut ExecutionContext,
+    names: &[String],
+) -> Result<(), EngineError> {
+    for node in names {
+        let of_node = compensation::due(ctx).filter(|(_, due)| due.node == *node);
+        let turns: Vec<u64> = of_node.map(|(turn, _)| turn).collect();
+        if turns.is_empty() {
+            return Err(EngineError::NothingToCompensate { name: record.name.clone(), node: node.clone() });
+        }
+        for turn in turns {
+            compensation::reach(ctx, turn, CompensationStage::Skipped);
+        }
+    }
+    Ok(())
 }
 
 /// Returns the nodes with an effect outside that had started and not ended.

@@ -11,10 +11,10 @@ use retake::store::StoreExt;
 use serde_json::json;
 
 use crate::app::App;
-use crate::change::{Manner, go_on, refuse_irreversible};
+use crate::change::{Manner, go_on, refuse_undecided};
 use crate::command::run::run_name;
 use crate::command::validate::warn;
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 use crate::plan::{Shown, named};
 use crate::{assignment, inputs, question, wording};
 
@@ -61,7 +61,7 @@ impl Fork {
             }
             return Ok(ExitCode::SUCCESS);
         }
-        refuse_irreversible("the fork", &plan, request.effects)?;
+        refuse_undecided("the fork", &plan)?;
         if !self.is_agreed(app, &plan)? {
             return Ok(ExitCode::SUCCESS);
         }
@@ -69,6 +69,13 @@ impl Fork {
     }
 
     fn request(&self, app: &App) -> Result<Request, Failure> {
+        if self.manner.effects.choice() == Effects::Compensate {
+            let message =
+                "a fork compensates nothing: what happened outside belongs to the run that it is made from";
+            return Err(
+                Failure::new(Code::Usage, message).hint("`--skip-effects` keeps the results in the fork")
+            );
+        }
         let workflow = self.def.as_deref().map(inputs::workflow).transpose()?;
         workflow.iter().for_each(|workflow| warn(app, workflow));
         Ok(Request {
@@ -86,7 +93,7 @@ impl Fork {
                 let nodes = named(&plan.irreversible);
                 question::confirm(app, &format!("let {nodes} happen once more, in a fork?"))
             }
-            Effects::Again | Effects::Keep | Effects::Refuse => Ok(true),
+            Effects::Again | Effects::Keep | Effects::Refuse | Effects::Compensate => Ok(true),
         }
     }
 

@@ -11,7 +11,7 @@ use retake::workflow::Workflow;
 use serde_json::json;
 
 use crate::app::App;
-use crate::change::{After, refuse_irreversible};
+use crate::change::{After, refuse_undecided};
 use crate::command::validate::warn;
 use crate::drive::drive;
 use crate::failure::Failure;
@@ -35,10 +35,14 @@ pub(crate) struct Resume {
     #[arg(long, value_name = "FILE")]
     def: Option<PathBuf>,
 
-    /// Run a node again that may have taken effect before the run stopped, under the same idempotency key; with --def,
-    /// also one whose definition or input changes, under a new key
+    /// Run a node, or its counter-action, again that may have taken effect before the run stopped, under the same
+    /// idempotency key; with --def, also one whose definition or input changes, under a new key
     #[arg(long, value_name = "NODE")]
     again: Vec<String>,
+
+    /// Do not run the counter-action of a node: its effect stays as it is
+    #[arg(long, value_name = "NODE")]
+    skip_compensation: Vec<String>,
 
     /// Keep the results of what cannot be undone, so that it does not happen again
     #[arg(long, requires = "def")]
@@ -73,7 +77,11 @@ impl Resume {
         }
         let wishes =
             Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
-        let request = Request { operation: Some(app.operation()), again: self.again };
+        let request = Request {
+            operation: Some(app.operation()),
+            again: self.again,
+            skip_compensation: self.skip_compensation,
+        };
         let run = engine.resume(run.id, request).await?;
         drive(app, run, wishes).await
     }
@@ -104,7 +112,7 @@ impl Resume {
         if is_same {
             return Ok(Next::GoOn);
         }
-        self.refuse_irreversible(&plan, effects)?;
+        self.refuse_irreversible(&plan)?;
         if !self.yes && !plan.forgotten.is_empty() {
             let question = format!("let the results of {} go?", named(&plan.forgotten));
             if !question::confirm(app, &question)? {
@@ -142,9 +150,9 @@ impl Resume {
         Ok((engine.plan_redefinition(run.id, request).await?, Effects::Again))
     }
 
-    fn refuse_irreversible(&self, plan: &Plan, effects: Effects) -> Result<(), Failure> {
+    fn refuse_irreversible(&self, plan: &Plan) -> Result<(), Failure> {
         let again: Vec<String> = plan.irreversible.iter().map(|node| format!("--again {node}")).collect();
-        refuse_irreversible("the other definition", plan, effects).map_err(|failure| {
+        refuse_undecided("the other definition", plan).map_err(|failure| {
             let again = again.join(" ");
             failure
                 .hint(format!("`--skip-effects` keeps their results, `{again}` lets them happen once more"))

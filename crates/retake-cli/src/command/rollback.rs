@@ -51,15 +51,20 @@ pub(crate) struct EffectFlags {
     /// Keep the results of what cannot be undone, so that it does not happen again
     #[arg(long, conflicts_with = "again")]
     skip_effects: bool,
+
+    /// Undo what happened by the nodes' counter-actions (`compensate:`), before anything else runs
+    #[arg(long, conflicts_with_all = ["again", "skip_effects"])]
+    compensate: bool,
 }
 
 impl EffectFlags {
     /// Returns what was chosen.
     pub(crate) fn choice(self) -> Effects {
-        match (self.again, self.skip_effects) {
-            (true, _) => Effects::Again,
-            (false, true) => Effects::Keep,
-            (false, false) => Effects::Refuse,
+        match (self.again, self.skip_effects, self.compensate) {
+            (true, _, _) => Effects::Again,
+            (false, true, _) => Effects::Keep,
+            (false, false, true) => Effects::Compensate,
+            (false, false, false) => Effects::Refuse,
         }
     }
 }

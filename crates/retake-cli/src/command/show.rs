@@ -6,7 +6,10 @@ use clap::Args;
 use owo_colors::{OwoColorize, Style};
 use retake::engine::address::{self, Address, Resolved};
 use retake::engine::{Engine, EngineError, hash_now, standing};
-use retake::execution::{ExecutionContext, ExecutionState, NodeExecutionResult, Read, Subject, node_id, usd};
+use retake::execution::{
+    Compensation, CompensationStage, ExecutionContext, ExecutionState, NodeExecutionResult, Read, Subject,
+    node_id, usd,
+};
 use retake::store::{Origin, StoreExt};
 use retake::workflow::Workflow;
 use serde_json::{Map, Value, json};
@@ -126,10 +129,16 @@ impl Shown {
             "inputs": self.ctx.inputs,
             "variables": self.ctx.variables,
             "nodes": nodes,
+            "compensations": self.compensations().map(compensation).collect::<Vec<_>>(),
         });
         let spend = wording::spend_keys(&self.ctx.ledger.spend);
         spend.into_iter().for_each(|(key, value)| document[key] = value);
         document
+    }
+
+    /// Returns the compensations in the order in which they are run.
+    fn compensations(&self) -> impl Iterator<Item = &Compensation> {
+        self.ctx.ledger.compensations.values().rev()
     }
 
     fn node_document(&self, name: &str) -> Result<Value, Failure> {
@@ -199,6 +208,17 @@ impl Shown {
             ]);
         }
         spaced(app, !nodes.is_empty(), &table);
+        let mut table = Table::new(["COMPENSATION", "STAGE", "FROM", ""]);
+        for Compensation { node, from, stage, .. } in self.compensations() {
+            let why = if let CompensationStage::Failed(why) = stage { why } else { "" };
+            table.row([
+                node.into(),
+                Cell::styled(stage.name(), wording::colour(stage.name())),
+                format!("@{from}").into(),
+                wording::shortened(why, 60).into(),
+            ]);
+        }
+        spaced(app, self.compensations().next().is_some(), &table);
     }
 
     fn print_heading(&self, app: &App) {
@@ -291,6 +311,20 @@ impl ForkedFrom {
             None => format!("forked from {execution_id}@{seq}, which is removed"),
         }
     }
+}
+
+fn compensation(compensation: &Compensation) -> Value {
+    let Compensation { node, result, from, stage, idempotency_key } = compensation;
+    let (_, output, _) = standing(Some(&result.result));
+    json!({
+        "node": node,
+        "stage": stage.name(),
+        "error": if let CompensationStage::Failed(why) = stage { Some(why) } else { None },
+        "idempotency_key": idempotency_key,
+        "from": from,
+        "output": output,
+        "compensated_key": result.idempotency_key,
+    })
 }
 
 fn spaced(app: &App, is_there: bool, table: &Table) {

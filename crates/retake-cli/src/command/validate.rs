@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use retake::workflow::{NodeKind, Problem, Workflow, WorkflowError};
+use retake::workflow::{Effect, Node, NodeKind, Problem, Workflow, WorkflowError};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -87,9 +87,9 @@ pub(crate) fn warn(app: &App, workflow: &Workflow) {
 
 /// Returns what is right in a workflow and will not run here.
 fn warnings(workflow: &Workflow) -> Vec<String> {
-    let compensated = workflow.definition().nodes.iter().filter(|(_, node)| node.compensate.is_some());
-    let unused = compensated.map(|(name, _)| {
-        format!("node `{name}` has a `compensate`, which is kept with the workflow, and no command runs yet")
+    let is_unused = |node: &Node| node.compensate.is_some() && node.effect != Effect::External;
+    let unused = workflow.definition().nodes.iter().filter(|(_, node)| is_unused(node)).map(|(name, _)| {
+        format!("node `{name}` has a `compensate`, which runs only for nodes with `effect: external`")
     });
     let nodes = workflow.definition().nodes.iter();
     let calls = nodes.filter_map(|(name, node)| match &node.kind {

@@ -8,7 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::FutureExt;
 use serde_json::{Map, Value};
 
-use super::context::{NodeContext, Notes, Task};
+use super::context::{Action, NodeContext, Notes, Task};
 use super::event::Event;
 use super::{Handler, NodeError};
 use crate::clock::Clock;
@@ -49,11 +49,10 @@ pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Ended {
     let Start { task, handler, started_at, notes } = start;
     let began = clock.elapsed();
     let node = task.workflow.node(task.node);
-    let name = task.workflow.graph().name(task.node);
     let mut attempt = 1;
     let mut seed = notes;
     let (outcome, notes) = loop {
-        task.events.tell(|| Event::NodeStarted { node: name.to_owned(), attempt }).await;
+        task.events.tell(|| started(&task, attempt)).await;
         let ctx = NodeContext::new(task.clone(), attempt, seed.clone());
         let outcome = once(&ctx, handler.as_deref(), node.timeout, started_at, &*clock).await;
         let notes = ctx.take_notes();
@@ -62,9 +61,7 @@ pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Ended {
                 let delay = wait_before(&node.retry, attempt, &error);
                 let error = task.masks.text(error.message().to_owned());
                 let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-                task.events
-                    .tell(|| Event::NodeRetry { node: name.to_owned(), attempt, error, delay_ms })
-                    .await;
+                task.events.tell(|| retried(&task, attempt, error, delay_ms)).await;
                 tokio::time::sleep(delay).await;
                 // What failed attempts cost was spent all the same.
                 seed.metrics = notes.metrics;
@@ -86,6 +83,22 @@ pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Ended {
         metrics.duration_ms = Some(u64::try_from(ran.as_millis()).unwrap_or(u64::MAX));
     }
     Ended { node: task.node, result, ran }
+}
+
+fn started(task: &Task, attempt: u32) -> Event {
+    let node = task.workflow.graph().name(task.node).to_owned();
+    match task.action {
+        Action::Work => Event::NodeStarted { node, attempt },
+        Action::Compensation { .. } => Event::CompensationStarted { node, attempt },
+    }
+}
+
+fn retried(task: &Task, attempt: u32, error: String, delay_ms: u64) -> Event {
+    let node = task.workflow.graph().name(task.node).to_owned();
+    match task.action {
+        Action::Work => Event::NodeRetry { node, attempt, error, delay_ms },
+        Action::Compensation { .. } => Event::CompensationRetry { node, attempt, error, delay_ms },
+    }
 }
 
 /// Masks what the node gave, and makes sure that it can be stored.

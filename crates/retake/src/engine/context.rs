@@ -38,12 +38,36 @@ struct Shared {
 pub(super) struct Task {
     pub(super) workflow: Arc<Workflow>,
     pub(super) node: usize,
+    pub(super) action: Action,
     pub(super) state: ExecutionContext,
     pub(super) execution_name: Arc<str>,
     pub(super) idempotency_key: String,
     pub(super) secrets: Arc<dyn Secrets>,
     pub(super) masks: Arc<Masks>,
     pub(super) events: Events,
+}
+
+/// What is to be done for a node.
+#[derive(Debug, Clone)]
+pub(super) enum Action {
+    /// Its own work.
+    Work,
+    /// The counter-action against its effect.
+    Compensation {
+        /// The key under which the effect is known outside.
+        effect: Option<String>,
+    },
+}
+
+impl Task {
+    /// Returns what is to be done.
+    pub(super) fn kind(&self) -> &NodeKind {
+        let node = self.workflow.node(self.node);
+        match (&self.action, &node.compensate) {
+            (Action::Compensation { .. }, Some(compensate)) => compensate,
+            (Action::Work, _) | (Action::Compensation { .. }, None) => &node.kind,
+        }
+    }
 }
 
 /// What an attempt noted: what it read, wants to write, and cost.
@@ -78,9 +102,23 @@ impl NodeContext {
         self.shared.task.workflow.graph().name(self.shared.task.node)
     }
 
-    /// Returns what the node is told to do, with its expressions unevaluated.
+    /// Returns what the node is told to do, or its counter-action, with its expressions unevaluated.
     pub fn kind(&self) -> &NodeKind {
-        &self.shared.task.workflow.node(self.shared.task.node).kind
+        self.shared.task.kind()
+    }
+
+    /// Tells whether this is the counter-action against the node's effect and not the node. What it sees is the state
+    /// that had the effect, and what it writes is not kept: it is about the effect and not about the state.
+    pub fn is_compensation(&self) -> bool {
+        matches!(self.shared.task.action, Action::Compensation { .. })
+    }
+
+    /// Returns the key under which the effect is known outside that this counter-action undoes.
+    pub fn compensated_key(&self) -> Option<&str> {
+        match &self.shared.task.action {
+            Action::Compensation { effect } => effect.as_deref(),
+            Action::Work => None,
+        }
     }
 
     /// Returns the number of this attempt, from 1.

@@ -53,6 +53,8 @@ pub struct Outcome {
     pub waiting: Vec<String>,
     /// Nodes that failed, and why.
     pub failures: Vec<(String, String)>,
+    /// The node whose compensation failed, and why. Nothing has run after that.
+    pub uncompensated: Option<(String, String)>,
 }
 
 impl Control {

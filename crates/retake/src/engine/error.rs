@@ -76,6 +76,39 @@ pub enum EngineError {
         nodes: Vec<String>,
     },
 
+    /// Results would stand again whose effects were compensated since.
+    #[error("going back would bring back what was compensated: {}", nodes.join(", "))]
+    Compensated {
+        /// The nodes.
+        nodes: Vec<String>,
+    },
+
+    /// Counter-actions were in flight when the execution stopped: they may have happened. Look outside, by idempotency
+    /// key, then say which to run again.
+    #[error("the compensation of {} may have happened before the execution stopped", list(nodes))]
+    InterruptedCompensation {
+        /// The nodes, with the idempotency key of each one's counter-action.
+        nodes: Vec<(String, String)>,
+    },
+
+    /// A counter-action needs the state that had the effect, and that was pruned.
+    #[error("the compensation of `{node}` needs the state at @{seq}, which was pruned")]
+    NothingToCompensateFrom {
+        /// The node.
+        node: String,
+        /// The point.
+        seq: Seq,
+    },
+
+    /// No compensation of the node is to be run, so that none can be left out.
+    #[error("execution `{name}` has no compensation of `{node}` to run")]
+    NothingToCompensate {
+        /// The execution's name.
+        name: String,
+        /// The node.
+        node: String,
+    },
+
     /// A selective rollback names what neither the head nor the point has.
     #[error("nothing to roll back: {what} `{name}` is neither at the head nor at @{target}")]
     NothingThere {

@@ -76,6 +76,35 @@ pub enum Event {
         /// What is asked.
         message: String,
     },
+    /// An attempt at the counter-action against a node's effect began.
+    CompensationStarted {
+        /// The node.
+        node: String,
+        /// The attempt, from 1.
+        attempt: u32,
+    },
+    /// An attempt at a counter-action failed, and another follows.
+    CompensationRetry {
+        /// The node.
+        node: String,
+        /// The attempt that failed, from 1.
+        attempt: u32,
+        /// Why.
+        error: String,
+        /// Milliseconds until the next.
+        delay_ms: u64,
+    },
+    /// A counter-action ended.
+    CompensationFinished {
+        /// The node.
+        node: String,
+        /// `success` or `failure`.
+        status: &'static str,
+        /// Milliseconds from start to end.
+        duration_ms: u64,
+        /// Why it failed.
+        error: Option<String>,
+    },
     /// A checkpoint is durable.
     Checkpoint {
         /// Its number.

@@ -8,17 +8,17 @@ use serde_json::Value;
 use super::address::{self, Address, AddressError};
 use super::operation::AtRest;
 use super::plan::{
-    self, Edit, Effects, Explanation, Known, NewState, Plan, PlannedChange, Point, Redefinition, Reuse,
-    Rollback,
+    self, Edit, Effects, Explanation, Happened, Known, NewState, Plan, PlannedChange, Point, Redefinition,
+    Reuse, Rollback,
 };
 use super::secret::Masks;
-use super::{Engine, EngineError, Names, Redefine};
+use super::{Engine, EngineError, Names, Redefine, compensation};
 use crate::execution::{Change, ExecutionContext, ExecutionId, ExecutionState};
 use crate::store::{
     Cause, CheckpointRecord, Conflict, HistoryPage, NewCheckpoint, NewExecution, NewOperation, NewWorkflow,
     OperationRecord, Origin, Seq, StoreError, StoreExt, delta,
 };
-use crate::workflow::Workflow;
+use crate::workflow::{Effect, Node, Workflow};
 
 /// How a fork is made.
 #[derive(Debug, Clone, Default)]
@@ -66,10 +66,24 @@ impl Engine {
         let name = &head.name;
         // The state of another workflow comes back as a whole, with its workflow.
         let Some(then) = then else {
-            let known = Known { name, workflow: &workflow, head: &head.point, target: &target, is_on_line };
+            let known = Known {
+                name,
+                workflow: &workflow,
+                head_workflow: &workflow,
+                head: &head.point,
+                target: &target,
+                is_on_line,
+            };
             return plan::rollback(known, request);
         };
-        let known = Known { name, workflow: &then, head: &head.point, target: &target, is_on_line: false };
+        let known = Known {
+            name,
+            workflow: &then,
+            head_workflow: &workflow,
+            head: &head.point,
+            target: &target,
+            is_on_line: false,
+        };
         let mut plan = plan::rollback(known, request)?;
         plan.change.workflow = Some(Box::new(then));
         Ok(plan)
@@ -85,7 +99,7 @@ impl Engine {
         refuse_cancelled(&head)?;
         let workflow = self.workflow_with_id(head.ctx.workflow_id, &head.name).await?;
         let (name, point) = (&head.name, &head.point);
-        plan::edit(Known { name, workflow: &workflow, head: point, target: point, is_on_line: true }, request)
+        plan::edit(Known::of_head(name, &workflow, point), request)
     }
 
     /// Works out what going on with another workflow would do: nodes that are the same in both keep their results.
@@ -99,7 +113,7 @@ impl Engine {
         refuse_cancelled(&head)?;
         let workflow = self.workflow_with_id(head.ctx.workflow_id, &head.name).await?;
         let (name, point) = (&head.name, &head.point);
-        let known = Known { name, workflow: &workflow, head: point, target: point, is_on_line: true };
+        let known = Known::of_head(name, &workflow, point);
         let new = self.redefinition(known, request.workflow)?;
         plan::go_on(known, Cause::Edit, Some(new), &BTreeMap::new(), request.effects)
     }
@@ -113,8 +127,7 @@ impl Engine {
         let record = self.store.require(id).await?;
         let point = self.point(id, seq).await?;
         let workflow = self.workflow_with_id(point.ctx.workflow_id, &record.name).await?;
-        let known =
-            Known { name: &record.name, workflow: &workflow, head: &point, target: &point, is_on_line: true };
+        let known = Known::of_head(&record.name, &workflow, &point);
         let new = match &fork.workflow {
             Some(workflow) => Some(self.redefinition(known, workflow.clone())?),
             None => None,
@@ -126,11 +139,13 @@ impl Engine {
     /// Applies a plan of a rollback, an edit or another workflow: appends one checkpoint and removes none. Returns it.
     ///
     /// # Errors
-    /// [`EngineError::Irreversible`] where effects outside would be forgotten and the request did not say what to do;
+    /// [`EngineError::Irreversible`] where effects outside would be forgotten and the request did not say what to do, or
+    /// asks to compensate what cannot be; [`EngineError::Compensated`] where effects that were compensated would stand
+    /// again;
     /// [`Conflict::HeadMoved`] where the head moved since the plan was made; [`Conflict::Leased`] while another process
     /// advances the execution. Nothing has changed then.
     pub async fn apply(&self, plan: Plan, operation: NewOperation) -> Result<Seq, EngineError> {
-        refuse_irreversible(plan.change.effects, &plan.irreversible)?;
+        plan.check()?;
         let id = plan.change.execution;
         let rest = self.rest(id).await?;
         let (expected, found) = (plan.head, rest.record.head);
@@ -152,7 +167,11 @@ impl Engine {
         name: Option<String>,
         operation: NewOperation,
     ) -> Result<Forked, EngineError> {
-        refuse_irreversible(plan.change.effects, &plan.irreversible)?;
+        plan.check()?;
+        // What the origin did is the origin's to undo.
+        if !plan.compensate.is_empty() {
+            return Err(EngineError::Irreversible { nodes: plan.compensate });
+        }
         let PlannedChange {
             execution: origin,
             cause,
@@ -167,6 +186,8 @@ impl Engine {
         };
         after.execution_id = self.clock.new_id();
         after.started_at = self.clock.now();
+        after.ledger.compensations.clear();
+        after.ledger.inherited = after.ledger.turn;
         let mut first = self.new_checkpoint(&after, cause);
         first.delta = delta(Some(&before), &after, |name| writers.get(name).copied())?;
         first.operation = Some(operation);
@@ -174,8 +195,8 @@ impl Engine {
         self.create_fork(after.execution_id, name, origin, &workflow, first).await
     }
 
-    /// Makes a new execution that begins at a point of another and changes nothing: it reads no state, and costs the
-    /// same whatever the size of the state.
+    /// Makes a new execution that begins at a point of another and changes nothing. Unless the point was cancelled, or a
+    /// node has an effect outside, it reads no state, and costs the same whatever the size of the state.
     ///
     /// # Errors
     /// [`StoreError::NoExecution`], [`StoreError::NoPoint`], [`StoreError::Pruned`]; [`Conflict::NameTaken`].
@@ -193,12 +214,15 @@ impl Engine {
             false => StoreError::NoPoint { execution: id, seq, head },
         })?;
         let origin = Origin { execution_id: id, seq };
-        if point.state == ExecutionState::Cancelled {
-            // The state itself says so, and must say something else in the fork.
+        let workflow = self.workflow_with_id(point.workflow_id, &execution.name).await?;
+        let reaches_outside = |node: &Node| node.effect == Effect::External;
+        // The state itself says so, and must say something else in the fork: that it goes on, or whose effects these are.
+        if point.state == ExecutionState::Cancelled
+            || workflow.definition().nodes.values().any(reaches_outside)
+        {
             let plan = self.plan_fork(id, seq, &Fork::default()).await?;
             return self.fork(plan, name, operation).await;
         }
-        let workflow = self.workflow_with_id(point.workflow_id, &execution.name).await?;
         // Whoever runs there does not run here.
         let state = match point.state {
             ExecutionState::Running => ExecutionState::Paused,
@@ -350,6 +374,7 @@ impl Engine {
         let id = rest.record.id;
         let then = self.store.context(id, seq).await?;
         let workflow = self.workflow_with_id(then.workflow_id, &rest.record.name).await?;
+        let head_workflow = self.workflow_with_id(rest.ctx.workflow_id, &rest.record.name).await?;
         let mut after = NewState { ctx: then, writers: BTreeMap::new() };
         // Whoever ran then runs no more.
         if after.ctx.state == ExecutionState::Running {
@@ -358,8 +383,30 @@ impl Engine {
         after.ctx.generation = rest.record.head + 1;
         after.ctx.ledger.turn = rest.ctx.ledger.turn;
         after.ctx.ledger.spend = rest.ctx.ledger.spend;
-        let irreversible = plan::settle_effects(&workflow, &rest.ctx, &mut after, effects);
-        refuse_irreversible(effects, &irreversible)?;
+        match effects {
+            Effects::Again | Effects::Compensate => {
+                let (head, target) = (self.point(id, rest.record.head).await?, self.point(id, seq).await?);
+                let known = Known {
+                    name: &rest.record.name,
+                    workflow: &workflow,
+                    head_workflow: &head_workflow,
+                    head: &head,
+                    target: &target,
+                    is_on_line: false,
+                };
+                if let Some(without) = plan::without_compensated(known, &after.ctx)? {
+                    after = without;
+                }
+            }
+            Effects::Refuse | Effects::Keep => {}
+        }
+        let happened = Happened { seq: rest.record.head, workflow: &head_workflow, ctx: &rest.ctx };
+        let settled = plan::settle_effects(happened, &workflow, &mut after, effects);
+        plan::refuse(effects, &settled.irreversible, &settled.compensated)?;
+        if after.ctx.state == ExecutionState::Completed && compensation::is_any_due(&after.ctx) {
+            after.ctx.state = ExecutionState::Paused;
+            after.ctx.completed_at = None;
+        }
         let workflow = (rest.ctx.workflow_id != workflow.id()).then(|| Box::new(workflow));
         let change = PlannedChange { execution: id, effects, cause, parent: seq, base: seq, after, workflow };
         self.commit_change(rest, change, operation).await
@@ -495,15 +542,6 @@ fn refuse_cancelled(head: &Head) -> Result<(), EngineError> {
     }
 }
 
-fn refuse_irreversible(effects: Effects, irreversible: &[String]) -> Result<(), EngineError> {
-    match effects {
-        Effects::Refuse if !irreversible.is_empty() => {
-            Err(EngineError::Irreversible { nodes: irreversible.to_vec() })
-        }
-        Effects::Refuse | Effects::Again | Effects::Keep => Ok(()),
-    }
-}
-
 /// Returns the nodes whose results a state has and an earlier one has not.
 fn recorded_since(workflow: &Workflow, then: &ExecutionContext, now: &ExecutionContext) -> Vec<String> {
     let graph = workflow.graph();
@@ -556,6 +594,7 @@ impl<'o> Log<'o> {
                 | Cause::Save
                 | Cause::Pause
                 | Cause::Finish
+                | Cause::Compensate { .. }
                 | Cause::Fork { .. }
                 | Cause::Prune { .. } => {}
             }

@@ -2,6 +2,7 @@
 //! request in, a plan out. What a change concerns is in [`affected`], how variables are worked out anew in [`lineage`].
 
 mod affected;
+mod effects;
 mod explanation;
 mod lineage;
 mod request;
@@ -12,16 +13,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use serde_json::Value;
 
+pub(super) use effects::{Happened, Settled, compensated, settle_effects};
 pub(super) use explanation::explain;
 pub use explanation::{Explanation, Reuse, Trigger};
 pub use request::{Edit, Effects, Extent, Redefine, Rollback};
 pub(super) use upstream::upstream;
 
 use self::affected::{Affected, Changes, Judge, Rebased};
+use self::effects::may_have_happened;
 use self::lineage::Lineage;
 use super::attempt;
 use super::planner::ending;
-use super::{EngineError, standing};
+use super::{EngineError, compensation, standing};
 use crate::execution::{
     Base, Cell, Change, Cost, ExecutionContext, ExecutionId, ExecutionResult, ExecutionState,
     NodeExecutionResult, NodeId, Spare, Subject, TakenBack, Variable, Variables, Write, WriteOp, node_id,
@@ -45,6 +48,10 @@ pub struct Plan {
     pub pending: Vec<String>,
     /// Nodes with an effect outside, which cannot be undone, whose results would be forgotten.
     pub irreversible: Vec<String>,
+    /// Nodes whose counter-actions will run before anything else does, in that order: the last effect first.
+    pub compensate: Vec<String>,
+    /// Nodes whose results would stand again, although their effects were compensated since.
+    pub compensated: Vec<String>,
     /// Nodes whose results stay although what they read changes: only where the extent was narrowed by hand.
     pub inconsistent: Vec<Rerun>,
     /// Nodes that the workflow has no more, and whose results go.
@@ -66,6 +73,33 @@ pub struct Plan {
     /// What applying it commits.
     #[serde(skip)]
     pub(super) change: PlannedChange,
+}
+
+impl Plan {
+    /// Tells whether [`apply`](super::Engine::apply) would take the plan.
+    ///
+    /// # Errors
+    /// [`EngineError::Irreversible`] and [`EngineError::Compensated`], where the request did not say what to do.
+    pub fn check(&self) -> Result<(), EngineError> {
+        refuse(self.change.effects, &self.irreversible, &self.compensated)
+    }
+}
+
+/// Refuses what nobody decided on.
+pub(super) fn refuse(
+    effects: Effects,
+    irreversible: &[String],
+    compensated: &[String],
+) -> Result<(), EngineError> {
+    match effects {
+        Effects::Refuse | Effects::Compensate if !irreversible.is_empty() => {
+            Err(EngineError::Irreversible { nodes: irreversible.to_vec() })
+        }
+        Effects::Refuse if !compensated.is_empty() => {
+            Err(EngineError::Compensated { nodes: compensated.to_vec() })
+        }
+        Effects::Refuse | Effects::Compensate | Effects::Again | Effects::Keep => Ok(()),
+    }
 }
 
 /// A node, and why.
@@ -122,11 +156,20 @@ pub(super) struct Known<'a> {
     /// What the execution is called.
     pub(super) name: &'a str,
     pub(super) workflow: &'a Workflow,
+    /// The one that the execution runs at the head, where that is another.
+    pub(super) head_workflow: &'a Workflow,
     pub(super) head: &'a Point,
     /// The head itself, where nothing goes back.
     pub(super) target: &'a Point,
     /// Whether the target is on the time line of the head.
     pub(super) is_on_line: bool,
+}
+
+impl<'a> Known<'a> {
+    /// Returns what a plan is made of that goes back to nowhere.
+    pub(super) fn of_head(name: &'a str, workflow: &'a Workflow, head: &'a Point) -> Self {
+        Self { name, workflow, head_workflow: workflow, head, target: head, is_on_line: true }
+    }
 }
 
 /// Works out what going back would do.
@@ -172,6 +215,23 @@ pub(super) fn go_on(
     let mut plan = draft.finish()?;
     plan.change.workflow = Some(Box::new(workflow));
     Ok(plan)
+}
+
+/// Returns a state without the results whose effects were compensated, and without what depends on them. Returns `None`
+/// where there are none.
+pub(super) fn without_compensated(
+    known: Known<'_>,
+    state: &ExecutionContext,
+) -> Result<Option<NewState>, EngineError> {
+    let mut draft = Draft::new(known, Cause::Edit, Effects::Again);
+    draft.from = state.clone();
+    draft.force_compensated();
+    if draft.changes.forced.is_empty() {
+        return Ok(None);
+    }
+    let (_, mut after) = draft.work_out()?;
+    settle(known.workflow, &known.head.ctx, &mut after.ctx);
+    Ok(Some(after))
 }
 
 /// Another workflow for an execution.
@@ -496,35 +556,40 @@ impl<'a> Draft<'a> {
     }
 
     fn finish(mut self) -> Result<Plan, EngineError> {
-        let Known { workflow, head, .. } = self.known;
+        let Known { workflow, head_workflow, head, .. } = self.known;
         let kept = match self.effects {
             Effects::Keep => self.pin_effects(),
-            Effects::Refuse | Effects::Again => Vec::new(),
+            Effects::Again | Effects::Compensate => {
+                self.force_compensated();
+                Vec::new()
+            }
+            Effects::Refuse => Vec::new(),
         };
         // What a person sets on the way back is judged by what is left once the rest went back.
         let set =
             if self.parent == self.base { BTreeMap::new() } else { std::mem::take(&mut self.changes.set) };
-        let (mut affected, mut after) = self.settled()?;
+        let (mut affected, mut after) = self.work_out()?;
         if !set.is_empty() {
             self.from = after.ctx;
             self.changes = Changes { set, pinned: self.changes.pinned, ..Changes::default() };
             self.bases.clear();
             self.restored.clear();
-            let (more, then) = self.settled()?;
+            let (more, then) = self.work_out()?;
             after.writers.retain(|name, _| self.from.get_variable(name) == then.ctx.get_variable(name));
             after.ctx = then.ctx;
             after.writers.extend(then.writers);
             affected.extend(more);
         }
-        let mut irreversible = settle_effects(workflow, &head.ctx, &mut after, self.effects);
-        irreversible.extend(kept);
+        let happened = Happened { seq: head.record.seq, workflow: head_workflow, ctx: &head.ctx };
+        let mut settled = settle_effects(happened, workflow, &mut after, self.effects);
+        settled.irreversible.extend(kept);
         after.ctx.generation = head.record.seq + 1;
         settle(workflow, &head.ctx, &mut after.ctx);
-        Ok(self.describe(after, irreversible, &affected))
+        Ok(self.describe(after, settled, &affected))
     }
 
     /// Returns the nodes that run again, and the state without them.
-    fn settled(&self) -> Result<(Affected, NewState), EngineError> {
+    fn work_out(&self) -> Result<(Affected, NewState), EngineError> {
         let workflow = self.known.workflow;
         let lineage = Lineage::of(&self.from);
         let judge = Judge { workflow, state: &self.from, lineage: &lineage, changes: &self.changes };
@@ -540,6 +605,20 @@ impl<'a> Draft<'a> {
                     }
                 }
             }
+        }
+    }
+
+    /// Nodes whose effect was compensated run again, with what depends on them.
+    fn force_compensated(&mut self) {
+        let Known { workflow, head, .. } = self.known;
+        let mut state = self.from.clone();
+        for (id, result) in &self.changes.replaced {
+            state.record_node_result(*id, result.clone());
+        }
+        for name in compensated(&head.ctx, workflow, &state) {
+            let Some(node) = workflow.graph().index_of(&name) else { continue };
+            self.changes.replaced.remove(&node_id(&name));
+            self.changes.forced.insert(node, "its effect was compensated".to_owned());
         }
     }
 
@@ -637,7 +716,7 @@ impl<'a> Draft<'a> {
         Some(Spare { result: result.clone(), upstream: upstream(workflow, &self.from, node) })
     }
 
-    fn describe(self, mut after: NewState, irreversible: Vec<String>, affected: &Affected) -> Plan {
+    fn describe(self, mut after: NewState, settled: Settled, affected: &Affected) -> Plan {
         let Known { workflow, head, target, .. } = self.known;
         let graph = workflow.graph();
         for node in graph.nodes() {
@@ -655,7 +734,9 @@ impl<'a> Draft<'a> {
             keep: Vec::new(),
             rerun: Vec::new(),
             pending: Vec::new(),
-            irreversible,
+            irreversible: settled.irreversible,
+            compensate: settled.compensate,
+            compensated: settled.compensated,
             inconsistent: Vec::new(),
             removed: self.changes.gone.values().cloned().collect(),
             forgotten: Vec::new(),
@@ -751,49 +832,6 @@ impl NewState {
     }
 }
 
-/// Finds the nodes whose effect outside the new state would forget, and does with them what was asked. Returns them.
-pub(super) fn settle_effects(
-    workflow: &Workflow,
-    head: &ExecutionContext,
-    after: &mut NewState,
-    effects: Effects,
-) -> Vec<String> {
-    let graph = workflow.graph();
-    let mut forgotten = Vec::new();
-    for node in graph.nodes().filter(|node| workflow.node(*node).effect == Effect::External) {
-        let id = graph.id(node);
-        let (then, now) = (after.ctx.get_node_result(&id), head.get_node_result(&id));
-        let Some(now) = now.filter(|now| may_have_happened(&now.result)) else { continue };
-        let is_forgotten = match then.map(|then| &then.result) {
-            None | Some(ExecutionResult::Skipped) => true,
-            // A mark without an end says less than an end.
-            Some(ExecutionResult::Pending) => now.result != ExecutionResult::Pending,
-            Some(ExecutionResult::Success(_) | ExecutionResult::Failure(_)) => false,
-        };
-        if !is_forgotten {
-            continue;
-        }
-        forgotten.push(graph.name(node).to_owned());
-        match effects {
-            Effects::Refuse => {}
-            // Without the mark, it runs under a new key.
-            Effects::Again => {
-                after.ctx.node_results.remove(&id);
-            }
-            Effects::Keep => after.restore(id, now),
-        }
-    }
-    forgotten
-}
-
-/// Tells whether a node with this result may have had its effect: one that failed may have, before it did.
-fn may_have_happened(result: &ExecutionResult) -> bool {
-    match result {
-        ExecutionResult::Success(_) | ExecutionResult::Pending | ExecutionResult::Failure(_) => true,
-        ExecutionResult::Skipped => false,
-    }
-}
-
 /// Says how the execution stands in the new state.
 fn settle(workflow: &Workflow, head: &ExecutionContext, after: &mut ExecutionContext) {
     let graph = workflow.graph();
@@ -801,7 +839,7 @@ fn settle(workflow: &Workflow, head: &ExecutionContext, after: &mut ExecutionCon
         let result = after.get_node_result(&graph.id(node));
         result.is_some_and(|record| ending(workflow.node(node), &record.result).is_some())
     };
-    if graph.nodes().all(is_done) {
+    if graph.nodes().all(is_done) && !compensation::is_any_due(after) {
         after.state = ExecutionState::Completed;
         after.completed_at = after.completed_at.or(head.completed_at);
     } else {

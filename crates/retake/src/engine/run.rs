@@ -1,9 +1,10 @@
 //! One run: starts nodes as they become ready, records what they give, saves when the policy says so.
 
+mod compensating;
 mod saving;
 mod sparing;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,16 +12,17 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+pub(super) use self::compensating::CounterAction;
 use self::saving::Extra;
 use super::attempt::{self, Ended, Start, wanted};
-use super::context::{NodeContext, Notes, Task};
+use super::context::{Action, NodeContext, Notes, Task};
 use super::control::{Control, Outcome, Signal, StopKind};
 use super::decision::{Decision, decided};
 use super::event::{Event, Events};
 use super::held::Held;
 use super::planner::{Planner, ending};
 use super::secret::Masks;
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, compensation};
 use crate::checkpoint::{CheckpointPolicy, Due};
 use crate::execution::{
     Cost, ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult, NodeId, usd,
@@ -53,6 +55,12 @@ pub struct Run {
     unsaved: Unsaved,
     failures: Vec<(String, String)>,
     waiting: Vec<String>,
+    /// Counter-actions that are to run, by the turn of the effect.
+    counter_actions: BTreeMap<u64, CounterAction>,
+    /// The turn of the effect whose counter-action runs.
+    compensating: Option<u64>,
+    /// The node whose compensation failed, and why.
+    uncompensated: Option<(String, String)>,
     /// Nodes of the state that succeeded or were skipped.
     completed: u64,
     reused: usize,
@@ -88,12 +96,14 @@ pub(super) struct Opened {
     pub(super) ctx: ExecutionContext,
     pub(super) head: Seq,
     pub(super) masks: Arc<Masks>,
+    pub(super) counter_actions: BTreeMap<u64, CounterAction>,
 }
 
 impl Run {
     pub(super) fn new(engine: Engine, opened: Opened) -> Result<Self, EngineError> {
-        let Opened { held, workflow, name, ctx, head, masks } = opened;
+        let Opened { held, workflow, name, ctx, head, masks, counter_actions } = opened;
         masks.remember_all(&workflow, &*engine.secrets);
+        counter_actions.values().for_each(|action| masks.remember_all(&action.workflow, &*engine.secrets));
         let mut policy = CheckpointPolicy::new(workflow.definition().checkpoints.clone())?;
         policy.saved(engine.clock.elapsed());
         let planner = Planner::new(&workflow, &ctx.node_results);
@@ -123,6 +133,9 @@ impl Run {
             unsaved: Unsaved::default(),
             failures: Vec::new(),
             waiting: Vec::new(),
+            counter_actions,
+            compensating: None,
+            uncompensated: None,
             reused,
             ran: 0,
             nodes_spared: 0,
@@ -205,7 +218,10 @@ impl Run {
                 biased;
                 Some(signal) = self.signals.1.recv() => self.stop(signal.stop, signal.operation, None),
                 Some(ended) = self.tasks.join_next() => match ended {
-                    Ok(ended) => self.record(ended).await?,
+                    Ok(ended) => match self.compensating.take() {
+                        Some(turn) => self.compensated(turn, ended).await?,
+                        None => self.record(ended).await?,
+                    },
                     Err(error) if error.is_cancelled() => {}
                     Err(error) => std::panic::resume_unwind(error.into_panic()),
                 },
@@ -224,7 +240,7 @@ impl Run {
 
     fn is_at_rest(&self) -> bool {
         let ended = match self.stop.as_ref().map(|stop| stop.kind) {
-            None => return self.planner.is_finished(),
+            None => return self.planner.is_finished() && !compensation::is_any_due(&self.ctx),
             Some(StopKind::Pause) => false,
             Some(StopKind::Interrupt | StopKind::Cancel) => true,
         };
@@ -233,6 +249,10 @@ impl Run {
 
     /// Starts nodes as long as there are any to start and places to run them.
     async fn start_what_is_ready(&mut self) -> Result<(), EngineError> {
+        // A node that runs again must not meet what is about to be undone.
+        if self.compensate().await? {
+            return Ok(());
+        }
         while self.stop.is_none()
             && self.failures.is_empty()
             && self.tasks.len() < self.workflow.definition().max_parallel
@@ -304,6 +324,7 @@ impl Run {
         Task {
             workflow: Arc::clone(&self.workflow),
             node,
+            action: Action::Work,
             state: self.ctx.clone(),
             execution_name: Arc::clone(&self.name),
             idempotency_key: marked.unwrap_or_else(|| idempotency_key(&self.ctx, id)),
@@ -501,7 +522,12 @@ impl Run {
         self.tasks.abort_all();
         let (state, cause) = match (self.stop.as_ref().map(|stop| stop.kind), self.failures.first()) {
             (Some(StopKind::Cancel), _) => (ExecutionState::Cancelled, Cause::Cancel),
-            _ if self.planner.is_finished() => (ExecutionState::Completed, Cause::Finish),
+            _ if let Some((node, why)) = &self.uncompensated => {
+                (ExecutionState::Failed(format!("compensation of `{node}` failed: {why}")), Cause::Finish)
+            }
+            _ if self.planner.is_finished() && !compensation::is_any_due(&self.ctx) => {
+                (ExecutionState::Completed, Cause::Finish)
+            }
             (_, Some((node, why))) => {
                 (ExecutionState::Failed(format!("node `{node}` failed: {why}")), Cause::Finish)
             }
@@ -530,6 +556,7 @@ impl Run {
             cost_usd: self.cost.usd(),
             waiting: std::mem::take(&mut self.waiting),
             failures: std::mem::take(&mut self.failures),
+            uncompensated: self.uncompensated.take(),
         })
     }
 }

@@ -187,6 +187,11 @@ pub enum Cause {
     },
     /// Somebody changed the state.
     Edit,
+    /// The counter-action against a node's effect outside was about to start, succeeded or failed.
+    Compensate {
+        /// The node that had the effect.
+        node: String,
+    },
     /// The execution began as a fork.
     Fork {
         /// Where.
@@ -220,6 +225,7 @@ impl Cause {
             Self::Undo { .. } => "undo",
             Self::Redo { .. } => "redo",
             Self::Edit => "edit",
+            Self::Compensate { .. } => "compensate",
             Self::Fork { .. } => "fork",
             Self::Prune { .. } => "prune",
         }

@@ -83,6 +83,7 @@ fn command(run: &Run, ctx: &NodeContext) -> Result<Command, NodeError> {
         .env("RETAKE_NODE", ctx.node())
         .env("RETAKE_ATTEMPT", ctx.attempt().to_string())
         .env("RETAKE_IDEMPOTENCY_KEY", ctx.idempotency_key())
+        .envs(ctx.compensated_key().map(|key| ("RETAKE_COMPENSATED_KEY", key)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-use crate::engine::context::{NodeContext, Notes, Task};
+use crate::engine::context::{Action, NodeContext, Notes, Task};
 use crate::engine::event::{Event, Events};
 use crate::engine::{FileSecrets, Handler, NodeError};
 use crate::execution::{ExecutionContext, NodeMetrics};
@@ -27,6 +27,7 @@ impl Attempt {
             state: ExecutionContext::new(workflow.id()),
             workflow: Arc::new(workflow),
             node: 0,
+            action: Action::Work,
             execution_name: "brave-otter".into(),
             idempotency_key: "key-1".to_owned(),
             secrets: Arc::new(FileSecrets::parse("OPENAI_API_KEY=sk-stand-in\nTOKEN=t0p-secret").unwrap()),

@@ -52,6 +52,9 @@ pub enum Effects {
     Again,
     /// Keep their results, so that they do not run again.
     Keep,
+    /// Undo them by their nodes' counter-actions, before anything else runs. Effects without one are refused, and so are
+    /// those that the origin of a fork had.
+    Compensate,
 }
 
 /// What to change in the state at the head. What had seen something else, and what depends on it, runs again.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::Run;
-use crate::engine::EngineError;
 use crate::engine::event::Event;
+use crate::engine::{EngineError, compensation};
 use crate::store::{Cause, Commit, NewCheckpoint, NewOperation, Seq, delta};
 
 /// How many points past its bound a history gets before a run prunes it: a write for each save would double the cost.
@@ -57,8 +57,12 @@ impl Run {
         self.head.saturating_sub(self.pruned_at.max(keep))
     }
 
-    /// Keeps the history near its bound, beside the run: a save does not wait for it.
+    /// Keeps the history near its bound, beside the run: a save does not wait for it. Counter-actions that are to run
+    /// see states that must not go before.
     fn prune(&mut self) {
+        if compensation::is_any_due(&self.ctx) {
+            return;
+        }
         let is_pruning = self.pruning.as_ref().is_some_and(|pruning| !pruning.is_finished());
         if is_pruning || self.surplus() < PRUNED_AT_ONCE {
             return;
@@ -78,7 +82,7 @@ impl Run {
         if let Some(pruning) = self.pruning.take() {
             let _ended = pruning.await;
         }
-        if self.surplus() > 0 {
+        if self.surplus() > 0 && !compensation::is_any_due(&self.ctx) {
             let keep = self.policy.config().max_checkpoints;
             if let Err(error) = self.engine.store.prune(self.ctx.execution_id, keep).await {
                 tracing::warn!(execution = %self.ctx.execution_id, %error, "older checkpoints could not be pruned");
