@@ -93,12 +93,10 @@ impl Change<'_> {
 
 /// Refuses a plan that would forget what cannot be undone, where nobody said what to do about it.
 pub(crate) fn refuse_undecided(what: &str, plan: &Plan) -> Result<(), Failure> {
-    plan.check().map_err(|error| match &error {
-        EngineError::Irreversible { nodes } => {
-            let message = format!("{what} would forget what cannot be undone: {}", nodes.join(", "));
-            Failure { message, ..error.into() }
-        }
-        _ => error.into(),
+    plan.check().map_err(|error| {
+        let EngineError::Irreversible { nodes } = &error else { return error.into() };
+        let message = format!("{what} would forget what cannot be undone: {}", nodes.join(", "));
+        Failure { message, ..error.into() }
     })
 }
 

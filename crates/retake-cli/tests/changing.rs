@@ -181,7 +181,11 @@ fn an_edit_does_not_forget_unasked_what_cannot_be_undone() {
     let place = Place::with_sent_letter("otter");
     let edit = ["edit", "otter", "--var", "tone=warm", "--yes"];
     let error = place.refused(&edit, 7, "the edit would forget what cannot be undone: send");
-    assert_eq!(error["hint"], "`--skip-effects` keeps their results, `--again` lets them happen once more");
+    assert_eq!(
+        error["hint"],
+        "`--skip-effects` keeps their results, `--again` lets them happen once more, `--compensate` runs the \
+         counter-actions of those that have one"
+    );
     let kept = place.json(&[&edit[..], &["--skip-effects"]].concat());
     assert_eq!(kept["keep"], json!(["plan", "send"]));
     assert_eq!(output(&place, "otter", "send"), "sent");
