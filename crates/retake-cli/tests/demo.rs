@@ -22,12 +22,19 @@ fn the_demo_calls_the_model_less_often_than_restarts_from_zero_and_leaves_its_hi
     let (killed, resumed) = (number("calls_before_kill"), number("calls_after_resume"));
     let (whole, again) = (number("calls_of_a_whole_run"), number("calls_after_rollback"));
     let recorded = seen["recorded_at_kill"].as_array().unwrap().len() as u64;
-    assert_eq!(number("calls_made"), killed + resumed + again);
-    assert_eq!(number("calls_from_zero"), killed + whole + whole);
+    let edited = number("calls_after_edit");
+    assert_eq!(number("calls_made"), killed + resumed + again + edited);
+    assert_eq!(number("calls_from_zero"), killed + whole + whole + whole);
     assert_eq!(resumed, whole - recorded);
     assert_eq!(number("calls_repeated"), killed - recorded);
     assert!(0 < recorded && recorded < whole, "{seen}");
     assert!(0 < again && again < whole / 2, "{seen}");
+    let rerun = seen["rerun_by_edit"].as_array().unwrap().iter().map(|rerun| rerun["node"].as_str().unwrap());
+    let mut rerun: Vec<&str> = rerun.collect();
+    rerun.sort_unstable();
+    assert_eq!(rerun, ["publish", "summarize", "title"]);
+    // `publish` puts together what the model said, and asks it nothing.
+    assert_eq!((number("nodes_run_after_edit"), edited), (3, 2));
     assert!(number("calls_made") < number("calls_from_zero"), "{seen}");
     assert!(number("tokens_made") < number("tokens_from_zero"), "{seen}");
     assert!(seen["cost_made_usd"].is_string() && seen["cost_from_zero_usd"].is_string(), "{seen}");
@@ -36,8 +43,9 @@ fn the_demo_calls_the_model_less_often_than_restarts_from_zero_and_leaves_its_hi
     let causes: Vec<&str> =
         log.as_array().unwrap().iter().map(|point| point["cause"]["kind"].as_str().unwrap()).collect();
     let count = |kind: &str| causes.iter().filter(|cause| **cause == kind).count();
-    assert_eq!(count("finish"), 2, "{causes:?}");
+    assert_eq!(count("finish"), 3, "{causes:?}");
     assert_eq!(count("rollback"), 1, "{causes:?}");
+    assert_eq!(count("edit"), 1, "{causes:?}");
     assert!(count("resume") >= 1, "{causes:?}");
 }
 

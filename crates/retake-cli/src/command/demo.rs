@@ -1,4 +1,5 @@
-//! `retake demo`: a run that is killed, resumed and rolled back before your eyes, and what the model's server saw of it.
+//! `retake demo`: a run that is killed, resumed, rolled back and edited before your eyes, and what the model's server
+//! saw of it.
 
 mod directory;
 mod model_server;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use clap::Args;
 use owo_colors::OwoColorize;
-use retake::engine::{Engine, Plan, Rerun, Rollback};
+use retake::engine::{Edit, Engine, Plan, Rerun, Rollback};
 use retake::execution::{ExecutionContext, ExecutionState, TokenUsage};
 use retake::store::{ExecutionFilter, ExecutionRecord, HistoryPage, Seq, SqliteStore, StoreExt};
 use retake::workflow::{NodeKind, Price, Workflow};
@@ -40,10 +41,13 @@ const POINT: &str = "revise";
 /// What is changed then.
 const CHANGE: (&str, &str) = ("tone", "playful");
 
+/// What is edited at the end. Three nodes depend on it.
+const EDIT: (&str, &str) = ("readers", "children");
+
 /// The shortest answer: the process must still be at work when it is killed.
 const DELAY_MIN: Duration = Duration::from_millis(10);
 
-/// Watch a run being killed, resumed and rolled back, and count what that saves.
+/// Watch a run being killed, resumed, rolled back and edited, and count what that saves.
 ///
 /// Takes about 20 seconds, needs no key and no network: a mock model answers from this process. Whatever the store
 /// named by `--store`, the demo keeps to one of its own, in .retake/demo.
@@ -77,6 +81,7 @@ struct Document<'a> {
     nodes: usize,
     recorded_at_kill: &'a BTreeSet<String>,
     rerun: &'a [Rerun],
+    rerun_by_edit: &'a [Rerun],
     #[serde(flatten)]
     numbers: &'a Numbers,
     seconds: f64,
@@ -99,12 +104,18 @@ impl Demo {
         let resumed = stage.look_at_completed().await?;
         let plan = stage.roll_back().await?;
         let rolled_back = stage.look_at_completed().await?;
+        let edit = stage.edit().await?;
+        let edited = stage.look_at_completed().await?;
+        let names = |plan: &Plan| plan.rerun.iter().map(|rerun| rerun.node.clone()).collect();
         let seen = Seen {
             calls: stage.server.calls(),
             recorded_at_kill,
             resumed: resumed.taken,
             rolled_back: rolled_back.taken,
-            sent_back: plan.rerun.iter().map(|rerun| rerun.node.clone()).collect(),
+            edited: edited.taken,
+            sent_back: names(&plan),
+            sent_back_by_edit: names(&edit),
+            recorded_after_edit: stage.recorded_since(rolled_back.record.head).await?,
             prices: stage.prices(),
         };
         let contradictions = seen.contradictions();
@@ -120,12 +131,13 @@ impl Demo {
                 nodes,
                 recorded_at_kill: &seen.recorded_at_kill,
                 rerun: &plan.rerun,
+                rerun_by_edit: &edit.rerun,
                 numbers: &numbers,
                 seconds,
                 store: stage.directory.store().display().to_string(),
             });
         } else {
-            stage.sum_up(&numbers, seconds);
+            stage.sum_up(&numbers, nodes, seconds);
             stage.show_around(&plan);
         }
         Ok(ExitCode::SUCCESS)
@@ -210,6 +222,33 @@ impl<'a> Stage<'a> {
         Ok(engine.plan_rollback(record.id, target, &Rollback { set, ..Rollback::default() }).await?)
     }
 
+    /// Changes another variable where the run stands, and lets it go on.
+    async fn edit(&self) -> Result<Plan, Failure> {
+        let (variable, value) = EDIT;
+        let engine = self.engine()?;
+        let record = self.record(&engine).await?;
+        let set = BTreeMap::from([(variable.to_owned(), json!(value))]);
+        let plan = engine.plan_edit(record.id, &Edit { set, ..Edit::default() }).await?;
+        self.say(&format!(
+            "And one variable more, with nothing taken back for it: only {} nodes depend on `{variable}`.",
+            plan.rerun.len()
+        ));
+        let change = format!("{variable}={value}").into();
+        let arguments =
+            vec!["edit".into(), RUN.into(), "--var".into(), change, "--yes".into(), "--run".into()];
+        self.run_to_end(Process::Edited, arguments).await?;
+        Ok(plan)
+    }
+
+    /// Returns the nodes that the history recorded after a point.
+    async fn recorded_since(&self, seq: Seq) -> Result<BTreeSet<String>, Failure> {
+        let engine = self.engine()?;
+        let record = self.record(&engine).await?;
+        let history = engine.store().history(record.id, HistoryPage::default()).await?;
+        let newer = history.into_iter().filter(|checkpoint| checkpoint.seq > seq);
+        Ok(newer.flat_map(|checkpoint| checkpoint.nodes).collect())
+    }
+
     async fn run_to_end(&self, process: Process, arguments: Vec<OsString>) -> Result<(), Failure> {
         let shown = shown(&arguments);
         let status = self.start(process, arguments)?.wait().await.map_err(cannot_watch)?;
@@ -288,7 +327,7 @@ impl<'a> Stage<'a> {
         nodes.iter().filter_map(|(name, node)| Some((name.clone(), price(&node.kind)?))).collect()
     }
 
-    fn sum_up(&self, numbers: &Numbers, seconds: f64) {
+    fn sum_up(&self, numbers: &Numbers, nodes: usize, seconds: f64) {
         let line = |text: String| self.app.output.line(text);
         let dollars =
             |cost: &Option<String>| cost.as_ref().map_or("unknown".to_owned(), |cost| format!("${cost}"));
@@ -314,6 +353,11 @@ impl<'a> Stage<'a> {
             format!("of the {whole} that a whole run makes"),
         );
         row(
+            "after the edit",
+            numbers.calls_after_edit,
+            format!("of these {whole}; {} of {nodes} nodes ran again", numbers.nodes_run_after_edit),
+        );
+        row(
             "in all",
             numbers.calls_made,
             format!("{} tokens, {}", numbers.tokens_made, dollars(&numbers.cost_made_usd)),
@@ -322,7 +366,7 @@ impl<'a> Stage<'a> {
             "from zero",
             numbers.calls_from_zero,
             format!(
-                "{} tokens, {}: {} until the kill, {whole} again after it, {whole} again for the change",
+                "{} tokens, {}: {} until the kill, {whole} again after it, {whole} for each change",
                 numbers.tokens_from_zero,
                 dollars(&numbers.cost_from_zero_usd),
                 numbers.calls_before_kill
@@ -339,6 +383,7 @@ impl<'a> Stage<'a> {
             format!("show {RUN}@{} {POINT}", plan.target),
             format!("show {RUN} {POINT}"),
             format!("op log {RUN}"),
+            format!("explain {RUN} title"),
             format!("rollback {RUN}@node:draft --set {}=solemn --dry-run", CHANGE.0),
         ];
         for command in commands {

@@ -40,8 +40,9 @@ const FACTS: [&str; 12] = [
 /// How many of these an answer tells.
 const FACTS_TOLD: usize = 4;
 
-/// Which process asks: each has an address of its own, so that no call is counted for another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// Which process asks, in the order in which they run: each has an address of its own, so that no call is counted for
+/// another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Process {
     /// The one that is killed.
@@ -50,6 +51,8 @@ pub(super) enum Process {
     Resumed,
     /// The one that runs what the rollback sent back.
     RolledBack,
+    /// The one that runs what the edit concerns.
+    Edited,
 }
 
 /// One call, as the server saw it.
@@ -138,6 +141,7 @@ impl ModelServer {
             Process::Killed => "killed",
             Process::Resumed => "resumed",
             Process::RolledBack => "rolled_back",
+            Process::Edited => "edited",
         };
         format!("http://{}/{process}/v1", self.address)
     }

@@ -19,8 +19,14 @@ pub(super) struct Seen {
     pub(super) resumed: BTreeMap<String, TokenUsage>,
     /// The same when it had been rolled back and run again.
     pub(super) rolled_back: BTreeMap<String, TokenUsage>,
+    /// The same when it had been edited and run again.
+    pub(super) edited: BTreeMap<String, TokenUsage>,
     /// The nodes that the plan of the rollback sent back.
     pub(super) sent_back: BTreeSet<String>,
+    /// The nodes that the plan of the edit sent back.
+    pub(super) sent_back_by_edit: BTreeSet<String>,
+    /// The nodes that the history recorded after the edit, whether they ask the model or not.
+    pub(super) recorded_after_edit: BTreeSet<String>,
     pub(super) prices: BTreeMap<String, Price>,
 }
 
@@ -35,9 +41,12 @@ pub(super) struct Numbers {
     /// Calls of nodes that had been called before the kill, and whose answer had not been recorded.
     pub(super) calls_repeated: usize,
     pub(super) calls_after_rollback: usize,
+    pub(super) calls_after_edit: usize,
+    /// Nodes that ran after the edit, whether they ask the model or not.
+    pub(super) nodes_run_after_edit: usize,
     /// Calls that the workflow needs from its start to its end.
     pub(super) calls_of_a_whole_run: usize,
-    /// Calls where the kill and the change are each followed by a start from zero.
+    /// Calls where the kill and each change are followed by a start from zero.
     pub(super) calls_from_zero: usize,
     pub(super) tokens_made: u64,
     pub(super) tokens_from_zero: u64,
@@ -56,7 +65,7 @@ impl Seen {
     /// Returns what does not fit: each a whole sentence without its full stop. Empty where all of it does.
     pub(super) fn contradictions(&self) -> Vec<String> {
         let mut found = Vec::new();
-        for process in [Process::Killed, Process::Resumed, Process::RolledBack] {
+        for process in [Process::Killed, Process::Resumed, Process::RolledBack, Process::Edited] {
             let mut called = BTreeSet::new();
             for call in self.of(process).filter(|call| !called.insert(&call.node)) {
                 found.push(format!("one process ({process:?}) called `{}` twice", call.node));
@@ -72,12 +81,19 @@ impl Seen {
         let again = self.rolled_back.keys().filter(|node| self.sent_back.contains(*node));
         let called = self.nodes_of(Process::RolledBack);
         found.extend(differing("run that was rolled back", again.cloned().collect(), called));
+        let again = self.edited.keys().filter(|node| self.sent_back_by_edit.contains(*node));
+        let called = self.nodes_of(Process::Edited);
+        found.extend(differing("run that was edited", again.cloned().collect(), called));
+        if self.recorded_after_edit != self.sent_back_by_edit {
+            let (recorded, planned) = (list(&self.recorded_after_edit), list(&self.sent_back_by_edit));
+            found
+                .push(format!("the history records {recorded} after the edit, and the plan named {planned}"));
+        }
         found.extend(self.wrong_keys());
-        found.extend(miscounted(
-            &self.resumed,
-            self.calls.iter().filter(|call| call.process != Process::RolledBack),
-        ));
-        found.extend(miscounted(&self.rolled_back, self.calls.iter()));
+        let until = |last| self.calls.iter().filter(move |call| call.process <= last);
+        found.extend(miscounted(&self.resumed, until(Process::Resumed)));
+        found.extend(miscounted(&self.rolled_back, until(Process::RolledBack)));
+        found.extend(miscounted(&self.edited, until(Process::Edited)));
         found
     }
 
@@ -88,7 +104,8 @@ impl Seen {
         let called_before: BTreeSet<&String> = self.of(Process::Killed).map(|call| &call.node).collect();
         let repeated = self.of(Process::Resumed).filter(|call| called_before.contains(&call.node));
         let made = || self.calls.iter().map(Taken::by);
-        let whole_runs = || [&self.resumed, &self.rolled_back].into_iter().flatten().map(Taken::recorded);
+        let whole_runs =
+            || [&self.resumed, &self.rolled_back, &self.edited].into_iter().flatten().map(Taken::recorded);
         let from_zero = || self.of(Process::Killed).map(Taken::by).chain(whole_runs());
         Numbers {
             calls_made: self.calls.len(),
@@ -100,8 +117,10 @@ impl Seen {
             calls_after_resume: count(Process::Resumed),
             calls_repeated: repeated.count(),
             calls_after_rollback: count(Process::RolledBack),
+            calls_after_edit: count(Process::Edited),
+            nodes_run_after_edit: self.recorded_after_edit.len(),
             calls_of_a_whole_run: self.resumed.len(),
-            calls_from_zero: before_kill + self.resumed.len() + self.rolled_back.len(),
+            calls_from_zero: before_kill + whole_runs().count(),
             tokens_made: made().map(|taken| taken.tokens()).sum(),
             tokens_from_zero: from_zero().map(|taken| taken.tokens()).sum(),
             cost_made_usd: self.cost_usd(made()),
@@ -119,19 +138,19 @@ impl Seen {
 
     /// A call that is made again after a crash carries the key that it had; one that was sent back, a new one.
     fn wrong_keys(&self) -> Vec<String> {
-        let key = |process, node: &str| {
-            self.of(process).find(|call| call.node == node).map(|call| call.idempotency_key.as_str())
-        };
         let mut found = Vec::new();
-        for call in self.of(Process::Resumed) {
-            if key(Process::Killed, &call.node).is_some_and(|before| before != call.idempotency_key) {
-                found.push(format!("`{}` was repeated under another idempotency key", call.node));
-            }
-        }
-        for call in self.of(Process::RolledBack) {
-            let before = key(Process::Resumed, &call.node).or_else(|| key(Process::Killed, &call.node));
-            if before.is_some_and(|before| before == call.idempotency_key) {
-                found.push(format!("`{}` was run anew under its old idempotency key", call.node));
+        for call in &self.calls {
+            let mut earlier = self.calls.iter().filter(|other| other.process < call.process);
+            let Some(before) = earlier.rfind(|other| other.node == call.node) else { continue };
+            let is_same = before.idempotency_key == call.idempotency_key;
+            match call.process {
+                Process::Killed | Process::Resumed if !is_same => {
+                    found.push(format!("`{}` was repeated under another idempotency key", call.node));
+                }
+                Process::RolledBack | Process::Edited if is_same => {
+                    found.push(format!("`{}` was run anew under its old idempotency key", call.node));
+                }
+                Process::Killed | Process::Resumed | Process::RolledBack | Process::Edited => {}
             }
         }
         found
@@ -163,9 +182,12 @@ impl<'n> Taken<'n> {
 }
 
 fn differing(whose: &str, expected: BTreeSet<String>, called: BTreeSet<String>) -> Option<String> {
-    let list = |nodes: &BTreeSet<String>| nodes.iter().cloned().collect::<Vec<_>>().join(", ");
     (expected != called)
         .then(|| format!("the {whose} called {}, and had to call {}", list(&called), list(&expected)))
+}
+
+fn list(nodes: &BTreeSet<String>) -> String {
+    nodes.iter().cloned().collect::<Vec<_>>().join(", ")
 }
 
 /// Compares what the history says that each node took with the last call of it.
@@ -198,7 +220,7 @@ mod tests {
         nodes.iter().map(|node| (*node).to_owned()).collect()
     }
 
-    /// `a` is recorded, `b` in flight at the kill; `c` is sent back.
+    /// `a` is recorded, `b` in flight at the kill; `c` is sent back by the rollback, and once more by the edit.
     fn seen() -> Seen {
         let all = ["a", "b", "c"];
         let price = Price { input: "3.00".to_owned(), output: "15.00".to_owned(), cached_input: None };
@@ -210,11 +232,15 @@ mod tests {
                 call(Process::Resumed, "b", "b1", Progress::Answered),
                 call(Process::Resumed, "c", "c1", Progress::Answered),
                 call(Process::RolledBack, "c", "c2", Progress::Answered),
+                call(Process::Edited, "c", "c3", Progress::Answered),
             ],
             recorded_at_kill: names(&["a"]),
             resumed: usage(),
             rolled_back: usage(),
+            edited: usage(),
             sent_back: names(&["c", "not_of_the_model"]),
+            sent_back_by_edit: names(&["c", "not_of_the_model"]),
+            recorded_after_edit: names(&["c", "not_of_the_model"]),
             prices: all.iter().map(|node| ((*node).to_owned(), price.clone())).collect(),
         }
     }
@@ -224,13 +250,14 @@ mod tests {
         let seen = seen();
         assert_eq!(seen.contradictions(), Vec::<String>::new());
         let numbers = seen.numbers();
-        assert_eq!(numbers.calls_made, 5);
+        assert_eq!(numbers.calls_made, 6);
         assert_eq!((numbers.calls_before_kill, numbers.calls_cut_off, numbers.calls_repeated), (2, 1, 1));
-        assert_eq!((numbers.calls_of_a_whole_run, numbers.calls_from_zero), (3, 2 + 3 + 3));
-        assert_eq!(numbers.tokens_made, 4 * 50 + 30);
-        assert_eq!(numbers.tokens_from_zero, 50 + 30 + 6 * 50);
-        // 50 × 3.00 + 180 × 15.00, for a million.
-        assert_eq!(numbers.cost_made_usd.unwrap(), "0.00285");
+        assert_eq!((numbers.calls_of_a_whole_run, numbers.calls_from_zero), (3, 2 + 3 + 3 + 3));
+        assert_eq!((numbers.calls_after_edit, numbers.nodes_run_after_edit), (1, 2));
+        assert_eq!(numbers.tokens_made, 5 * 50 + 30);
+        assert_eq!(numbers.tokens_from_zero, 50 + 30 + 9 * 50);
+        // 60 × 3.00 + 220 × 15.00, for a million.
+        assert_eq!(numbers.cost_made_usd.unwrap(), "0.00348");
     }
 
     #[test]
@@ -250,7 +277,7 @@ mod tests {
     #[test]
     fn a_node_that_was_sent_back_and_not_called_is_found() {
         let mut seen = seen();
-        seen.calls.pop();
+        seen.calls.remove(4);
         assert_eq!(seen.contradictions(), ["the run that was rolled back called , and had to call c"]);
     }
 
@@ -259,6 +286,20 @@ mod tests {
         let mut seen = seen();
         seen.calls.push(call(Process::RolledBack, "c", "c2", Progress::Answered));
         assert_eq!(seen.contradictions(), ["one process (RolledBack) called `c` twice"]);
+    }
+
+    #[test]
+    fn what_runs_after_an_edit_beside_its_plan_is_found() {
+        let mut seen = seen();
+        seen.calls.push(call(Process::Edited, "a", "a2", Progress::Answered));
+        seen.recorded_after_edit.insert("a".to_owned());
+        assert_eq!(
+            seen.contradictions(),
+            [
+                "the run that was edited called a, c, and had to call c",
+                "the history records a, c, not_of_the_model after the edit, and the plan named c, not_of_the_model",
+            ]
+        );
     }
 
     #[test]
@@ -275,11 +316,13 @@ mod tests {
         let mut seen = seen();
         seen.calls[2].idempotency_key = "b2".to_owned();
         seen.calls[4].idempotency_key = "c1".to_owned();
+        seen.calls[5].idempotency_key = "c1".to_owned();
         seen.rolled_back.insert("c".to_owned(), TokenUsage::new(10, 41));
         assert_eq!(
             seen.contradictions(),
             [
                 "`b` was repeated under another idempotency key",
+                "`c` was run anew under its old idempotency key",
                 "`c` was run anew under its old idempotency key",
                 "the tokens that the history holds for `c` are not those of its last call",
             ]
