@@ -5,10 +5,12 @@
 
 mod difference;
 mod floor;
+mod forking;
 mod growth;
 mod listing;
 mod machine;
 mod overhead;
+mod planning;
 mod read;
 mod sample;
 mod save;
@@ -43,7 +45,7 @@ impl Effort {
 }
 
 /// The parts, by the name that chooses them.
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 9] = [
     ("saving", save::rows),
     ("growing", growth::rows),
     ("reading", read::rows),
@@ -51,6 +53,8 @@ const PARTS: [(&str, Part); 7] = [
     ("overhead", overhead::rows),
     ("listing", listing::rows),
     ("differences", difference::rows),
+    ("planning", planning::rows),
+    ("forking", forking::rows),
 ];
 
 type Part = fn(Effort) -> Outcome<Vec<Row>>;

@@ -22,6 +22,10 @@ fn a_quick_run_prints_a_row_for_every_number() {
         ("| list 20 checkpoints", 2),
         ("| tell the difference of two loaded states", 1),
         ("| load two states", 1),
+        ("| plan an edit", 1),
+        ("| plan a rollback", 1),
+        ("| fork a state", 1),
+        ("| the same: bytes on disk that a fork adds", 1),
     ] {
         assert_eq!(table.matches(what).count(), rows, "{what}\n{table}");
     }
