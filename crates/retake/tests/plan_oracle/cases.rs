@@ -327,3 +327,21 @@ async fn a_variable_that_no_node_wrote_yet_stays_when_a_node_alone_comes_back() 
     let plan = subject.edit(Edit { outputs: set("a", json!(3)), ..Edit::default() }).await;
     assert_eq!(plan.variables, BTreeMap::new());
 }
+
+#[tokio::test]
+async fn an_output_that_was_edited_comes_back_with_what_it_had_been_made_from() {
+    let flow = Workflow::builder("flow")
+        .var("u", json!(1))
+        .node("a", give(json!("${{ vars.u }}")))
+        .node("b", give(json!("${{ nodes.a.output }}")))
+        .node("c", give(json!("aside")));
+    let subject = Subject::run(flow).await;
+    let edit = Edit { set: set("u", json!(2)), outputs: set("b", json!(7)), ..Edit::default() };
+    let plan = subject.edit(edit).await;
+    subject.apply(plan).await;
+    assert_eq!(subject.resume().await, ["a"]);
+    let plan = subject.rollback(3, Rollback::default()).await;
+    assert_eq!((again(&plan), plan.keep.len()), (vec![], 3));
+    subject.apply(plan).await;
+    assert_eq!((subject.output("a").await, subject.output("b").await), (Some(json!(1)), Some(json!(1))));
+}

@@ -148,11 +148,11 @@ impl<'a> Draft<'a> {
 
     /// Outputs that a person put in place of others after the target are what they were before that.
     pub(super) fn take_back_what_was_edited_since(&mut self) {
-        let Known { head, target, .. } = self.known;
+        let Known { workflow, head, target, .. } = self.known;
         for (id, now) in head.ctx.node_results.iter() {
             let then = target.ctx.get_node_result(id).filter(|then| then.ended == now.ended);
-            if let Some(then) = then.filter(|then| then.result != now.result) {
-                self.changes.replaced.insert(*id, then.clone());
+            if then.is_some_and(|then| then.result != now.result) {
+                workflow.graph().index_of_id(id).into_iter().for_each(|node| self.stand_again(node));
             }
         }
     }
@@ -161,7 +161,9 @@ impl<'a> Draft<'a> {
     pub(super) fn is_as_at_target(&self, id: &NodeId) -> bool {
         let Known { head, target, .. } = self.known;
         let now = head.ctx.get_node_result(id);
-        now.is_none() || now.map(|now| now.ended) == target.ctx.get_node_result(id).map(|then| then.ended)
+        // An output that a person put in place keeps the turn.
+        let standing = |result: &'a NodeExecutionResult| (result.ended, &result.result);
+        now.is_none() || now.map(standing) == target.ctx.get_node_result(id).map(standing)
     }
 
     /// Tells whether a node had read what another gave or wrote, as far as was recorded.
