@@ -291,8 +291,8 @@ impl Flow {
 
 fn source() -> impl Strategy<Value = Source> {
     prop_oneof![
-        (0..VARIABLES).prop_map(Source::Variable),
-        any::<u16>().prop_map(|key| Source::Node(key | 1 << 12)),
+        2 => (0..VARIABLES).prop_map(Source::Variable),
+        1 => any::<u16>().prop_map(|key| Source::Node(key | 1 << 12)),
     ]
 }
 
@@ -305,7 +305,7 @@ fn deed() -> impl Strategy<Value = Deed> {
     prop_oneof![
         3 => (0..NUMBERS).prop_map(Deed::Set),
         1 => Just(Deed::Remove),
-        2 => (NUMBERS..VARIABLES).prop_map(Deed::Append),
+        3 => (NUMBERS..VARIABLES).prop_map(Deed::Append),
         2 => (NUMBERS..VARIABLES).prop_map(Deed::Extend),
     ]
 }
@@ -327,7 +327,7 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         any::<bool>(),
     );
     let writing = (
-        prop::collection::vec(deed(), 0..2),
+        prop::collection::vec(deed(), 0..3),
         prop::option::weighted(0.3, 0..NUMBERS),
         1..4u64,
         prop::option::weighted(0.1, 0..4u64),

@@ -307,6 +307,11 @@ impl Trial {
         if !is_linear && self.model.has_edited_since(&then) {
             return Ok(None);
         }
+        // An edited output that is sent back may be spared, and is lost otherwise: both are right.
+        let is_edited = |key: &u16| then.gave.get(key).is_some_and(|gave| gave.is_edited);
+        if !is_linear && open.iter().any(is_edited) {
+            return Ok(None);
+        }
         then.now = self.model.now;
         let mut linear = then.clone();
         linear.run();
