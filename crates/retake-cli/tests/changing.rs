@@ -375,7 +375,8 @@ fn another_definition_does_not_forget_unasked_what_cannot_be_undone() {
     let error = place.refused(&resume, 7, "the other definition would forget what cannot be undone: send");
     assert_eq!(
         error["hint"],
-        "`--skip-effects` keeps their results, `--again send` lets them happen once more"
+        "`--skip-effects` keeps their results, `--again send` lets them go, to happen once more where they are still \
+         to run, `--compensate` runs the counter-actions of those that have one"
     );
     place.refused(&with(&["--again", "plan"]), 3, "has no node `plan`");
     let key = place.json(&["show", "otter", "send"])["idempotency_key"].clone();
@@ -388,9 +389,50 @@ fn another_definition_does_not_forget_unasked_what_cannot_be_undone() {
 }
 
 #[test]
+fn an_effect_is_not_forgotten_because_a_definition_says_less_of_its_node() {
+    let place = Place::empty();
+    let begin = "name: post\nnodes:\n  plan: { set: { day: monday } }\n";
+    let send = "  send: { run: \"echo send >> ran\", needs: [plan], effect: external }\n";
+    let pure = "  send: { run: \"echo again >> ran\", needs: [plan], effect: pure }\n";
+    place.write("without.yaml", begin);
+    place.write("with.yaml", &format!("{begin}{send}"));
+    place.write("pure.yaml", &format!("{begin}{pure}"));
+    goes_on(&place, &["run", "without.yaml", "--name", "otter"]);
+    goes_on(&place, &["resume", "otter", "--def", "with.yaml"]);
+    assert_eq!(ran(&place), ["send"]);
+
+    for change in [
+        &["undo", "otter"][..],
+        &["rollback", "otter@2", "--yes"],
+        &["resume", "otter", "--def", "without.yaml", "--yes"],
+        &["resume", "otter", "--def", "pure.yaml", "--yes"],
+        &["fork", "otter", "--def", "pure.yaml"],
+    ] {
+        place.refused(change, 7, "would forget what cannot be undone: send");
+    }
+    assert_eq!(ran(&place), Vec::<String>::new());
+
+    // In a fork that has no such node, it cannot happen.
+    goes_on(&place, &["fork", "otter", "--def", "without.yaml", "--name", "beaver"]);
+    let kept = goes_on(&place, &["resume", "otter", "--def", "without.yaml", "--yes", "--skip-effects"]);
+    assert_eq!((&kept[0]["irreversible"], &kept[0]["removed"]), (&json!(["send"]), &json!([])));
+    let plan = place.json(&["resume", "otter", "--def", "with.yaml", "--dry-run"]);
+    assert_eq!(plan["irreversible"], json!(["send"]));
+    place.refused(
+        &["resume", "otter", "--def", "without.yaml", "--again", "nothing"],
+        3,
+        "has no node `nothing`",
+    );
+    place.json(&["undo", "otter"]);
+    let dropped = goes_on(&place, &["resume", "otter", "--def", "without.yaml", "--yes", "--again", "send"]);
+    assert_eq!(dropped[0]["removed"], json!(["send"]));
+    assert_eq!(ran(&place), Vec::<String>::new());
+}
+
+#[test]
 fn the_flags_that_change_a_definition_want_one() {
     let place = Place::with_letter("otter");
-    for flag in ["--dry-run", "--yes", "--skip-effects"] {
+    for flag in ["--dry-run", "--yes", "--skip-effects", "--compensate"] {
         place.refused(&["resume", "otter", flag], 2, "--def <FILE>");
     }
     place.refused(&["resume", "otter", "--def", "nothing.yaml"], 3, "cannot read nothing.yaml");

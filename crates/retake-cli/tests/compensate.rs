@@ -129,6 +129,22 @@ fn a_rollback_compensates_where_it_is_told_to_last_effect_first() {
 }
 
 #[test]
+fn a_node_that_another_definition_has_no_more_is_compensated_by_what_it_had() {
+    let place = Place::new();
+    let without =
+        WORKFLOW[..WORKFLOW.find("  b:").unwrap()].to_owned() + "  c: { run: echo c, needs: [a] }\n";
+    std::fs::write(place.path("without.yaml"), without).unwrap();
+    let resume = ["resume", "trip", "--def", "without.yaml", "--yes"];
+    let error = place.refused(&resume, 7);
+    assert_eq!(error["message"], "the other definition would forget what cannot be undone: b");
+    place.ends(&[&resume[..], &["--compensate"]].concat(), 0);
+    assert_eq!(place.journal(), ["undo b room"]);
+    assert_eq!(place.stages(), ["b done"]);
+    let error = place.refused(&["undo", "trip"], 7);
+    assert_eq!(error["message"], "going back would bring back what was compensated: b");
+}
+
+#[test]
 fn a_counter_action_that_fails_stops_the_run_and_can_be_tried_again_or_left_out() {
     let place = Place::new();
     std::fs::write(place.path("broken"), "").unwrap();

@@ -48,6 +48,10 @@ pub(crate) struct Resume {
     #[arg(long, requires = "def")]
     skip_effects: bool,
 
+    /// Undo what happened by the counter-actions that nodes had so far, before anything else runs
+    #[arg(long, requires = "def", conflicts_with = "skip_effects")]
+    compensate: bool,
+
     /// Print the plan, and change nothing
     #[arg(long, requires = "def")]
     dry_run: bool,
@@ -69,19 +73,20 @@ impl Resume {
         let definition = self.def.as_deref().map(inputs::workflow).transpose()?;
         let engine = app.engine(app.store()?)?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
+        let mut again = self.again.clone();
         if let Some(workflow) = definition {
             warn(app, &workflow);
+            // What the definition has no more was let go, and does not run.
+            let is_left = |node: &String| workflow.graph().index_of(node).is_some();
+            again.retain(is_left);
             if self.redefine(app, &engine, &run, workflow).await? == Next::Leave {
                 return Ok(ExitCode::SUCCESS);
             }
         }
         let wishes =
             Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
-        let request = Request {
-            operation: Some(app.operation()),
-            again: self.again,
-            skip_compensation: self.skip_compensation,
-        };
+        let request =
+            Request { operation: Some(app.operation()), again, skip_compensation: self.skip_compensation };
         let run = engine.resume(run.id, request).await?;
         drive(app, run, wishes).await
     }
@@ -136,14 +141,20 @@ impl Resume {
         run: &ExecutionRecord,
         workflow: Workflow,
     ) -> Result<(Plan, Effects), Failure> {
-        if let Some(node) = self.again.iter().find(|node| workflow.graph().index_of(node).is_none()) {
-            return Err(EngineError::NoNode { name: run.name.clone(), node: node.clone() }.into());
-        }
-        let first = if self.skip_effects { Effects::Keep } else { Effects::Refuse };
+        let first = match (self.skip_effects, self.compensate) {
+            (true, _) => Effects::Keep,
+            (false, true) => Effects::Compensate,
+            (false, false) => Effects::Refuse,
+        };
+        let index = |node: &String| workflow.graph().index_of(node);
         let request = Redefine { workflow: workflow.clone(), effects: first };
         let plan = engine.plan_redefinition(run.id, request).await?;
+        let is_known = |node: &&String| index(node).is_some() || plan.irreversible.contains(node);
+        if let Some(node) = self.again.iter().find(|node| !is_known(node)) {
+            return Err(EngineError::NoNode { name: run.name.clone(), node: node.clone() }.into());
+        }
         let is_named = plan.irreversible.iter().all(|node| self.again.contains(node));
-        if first == Effects::Keep || plan.irreversible.is_empty() || !is_named {
+        if first != Effects::Refuse || plan.irreversible.is_empty() || !is_named {
             return Ok((plan, first));
         }
         let request = Redefine { workflow, effects: Effects::Again };
@@ -155,7 +166,10 @@ impl Resume {
         refuse_undecided("the other definition", plan).map_err(|failure| {
             let again = again.join(" ");
             failure
-                .hint(format!("`--skip-effects` keeps their results, `{again}` lets them happen once more"))
+                .hint(format!(
+                    "`--skip-effects` keeps their results, `{again}` lets them go, to happen once more where they \
+                     are still to run, `--compensate` runs the counter-actions of those that have one"
+                ))
         })
     }
 }

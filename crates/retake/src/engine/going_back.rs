@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::address::{self, Address, AddressError};
 use super::operation::AtRest;
 use super::plan::{
-    self, Edit, Effects, Explanation, Happened, Known, NewState, Plan, PlannedChange, Point, Redefinition,
-    Reuse, Rollback,
+    self, Dropped, Edit, Effects, Explanation, Happened, Known, NewState, Plan, PlannedChange, Point,
+    Redefinition, Reuse, Rollback,
 };
 use super::secret::Masks;
 use super::{Engine, EngineError, Names, Redefine, compensation};
@@ -400,7 +400,12 @@ impl Engine {
             }
             Effects::Refuse | Effects::Keep => {}
         }
-        let happened = Happened { seq: rest.record.head, workflow: &head_workflow, ctx: &rest.ctx };
+        let happened = Happened {
+            seq: rest.record.head,
+            workflow: &head_workflow,
+            ctx: &rest.ctx,
+            dropped: Dropped::Forgotten,
+        };
         let settled = plan::settle_effects(happened, &workflow, &mut after, effects);
         plan::refuse(effects, &settled.irreversible, &settled.compensated)?;
         if after.ctx.state == ExecutionState::Completed && compensation::is_any_due(&after.ctx) {

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-pub(super) use effects::{Happened, Settled, compensated, settle_effects};
+pub(super) use effects::{Dropped, Happened, Settled, compensated, settle_effects};
 pub(super) use explanation::explain;
 pub use explanation::{Explanation, Reuse, Trigger};
 pub(super) use outcome::without_compensated;

@@ -316,6 +316,12 @@ impl<'a> Draft<'a> {
                 }
             }
         }
+        // A result that outlived its node, because its effect could not be undone, is not that of a node that comes now.
+        let is_new = |name: &&String| !old.definition().nodes.contains_key(*name);
+        for node in new.definition().nodes.keys().filter(is_new).filter_map(|name| new.graph().index_of(name))
+        {
+            self.changes.forced.insert(node, "its definition changes".to_owned());
+        }
         self.changes.forced.retain(|node, _| self.from.get_node_result(&new.graph().id(*node)).is_some());
         self.changes.gone.retain(|id, _| self.from.get_node_result(id).is_some());
         for (name, value) in vars {

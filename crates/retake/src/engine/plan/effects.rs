@@ -18,6 +18,37 @@ pub(in crate::engine) struct Happened<'a> {
     pub(in crate::engine) seq: Seq,
     pub(in crate::engine) workflow: &'a Workflow,
     pub(in crate::engine) ctx: &'a ExecutionContext,
+    pub(in crate::engine) dropped: Dropped,
+}
+
+/// Who still knows of the effects of nodes that the new workflow does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::engine) enum Dropped {
+    /// Nobody: they are as forgotten as those of nodes that go back.
+    Forgotten,
+    /// The origin of the fork. In the fork they cannot happen again.
+    KnownElsewhere,
+}
+
+impl Happened<'_> {
+    /// Returns the names of the nodes with an effect outside, in either workflow: what happened under the one does not
+    /// cease to have happened because the other says less of it.
+    fn reaching_outside(self, workflow: &Workflow) -> Vec<String> {
+        let reaches = |workflow: &Workflow, name: &str| {
+            workflow.definition().nodes.get(name).is_some_and(|node| node.effect == Effect::External)
+        };
+        let names = |workflow: &Workflow| {
+            let graph = workflow.graph();
+            graph.nodes().map(|node| graph.name(node).to_owned()).collect::<Vec<_>>()
+        };
+        let mut found = names(workflow);
+        if self.dropped == Dropped::Forgotten {
+            let is_dropped = |name: &String| workflow.graph().index_of(name).is_none();
+            found.extend(names(self.workflow).into_iter().filter(is_dropped));
+        }
+        found.retain(|name| reaches(workflow, name) || reaches(self.workflow, name));
+        found
+    }
 }
 
 /// What was found, by name.
@@ -39,13 +70,12 @@ pub(in crate::engine) fn settle_effects(
     after: &mut NewState,
     effects: Effects,
 ) -> Settled {
-    let graph = workflow.graph();
     let mut settled = Settled::default();
     let mut turns = BTreeMap::new();
     // What was done outside stays done, whatever the state goes back to.
     after.ctx.ledger.compensations = head.ctx.ledger.compensations.clone();
-    for node in graph.nodes().filter(|node| workflow.node(*node).effect == Effect::External) {
-        let (name, id) = (graph.name(node), graph.id(node));
+    for name in head.reaching_outside(workflow) {
+        let (name, id) = (name.as_str(), node_id(&name));
         let then = after.ctx.get_node_result(&id);
         let Some(now) = head.ctx.get_node_result(&id).filter(|now| may_have_happened(&now.result)) else {
             continue;

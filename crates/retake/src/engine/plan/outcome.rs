@@ -7,8 +7,8 @@ use super::draft::Draft;
 use super::effects::may_have_happened;
 use super::lineage::Lineage;
 use super::{
-    Effects, Happened, Known, NewState, Plan, PlannedChange, Rerun, Settled, VariableChange, compensated,
-    settle_effects, upstream,
+    Dropped, Effects, Happened, Known, NewState, Plan, PlannedChange, Rerun, Settled, VariableChange,
+    compensated, settle_effects, upstream,
 };
 use crate::engine::planner::ending;
 use crate::engine::{EngineError, compensation};
@@ -62,7 +62,12 @@ impl Draft<'_> {
             after.writers.extend(then.writers);
             affected.extend(more);
         }
-        let happened = Happened { seq: head.record.seq, workflow: head_workflow, ctx: &head.ctx };
+        let dropped = if matches!(self.cause, Cause::Fork { .. }) {
+            Dropped::KnownElsewhere
+        } else {
+            Dropped::Forgotten
+        };
+        let happened = Happened { seq: head.record.seq, workflow: head_workflow, ctx: &head.ctx, dropped };
         let mut settled = settle_effects(happened, workflow, &mut after, self.effects);
         settled.irreversible.extend(kept);
         after.ctx.generation = head.record.seq + 1;
@@ -199,7 +204,7 @@ impl Draft<'_> {
     }
 
     fn describe(self, mut after: NewState, settled: Settled, affected: &Affected) -> Plan {
-        let Known { workflow, head, target, .. } = self.known;
+        let Known { workflow, head_workflow, head, target, .. } = self.known;
         let graph = workflow.graph();
         for node in graph.nodes() {
             let id = graph.id(node);
@@ -220,7 +225,7 @@ impl Draft<'_> {
             compensate: settled.compensate,
             compensated: settled.compensated,
             inconsistent: Vec::new(),
-            removed: self.changes.gone.values().cloned().collect(),
+            removed: removed(head_workflow, workflow, &head.ctx, &after.ctx),
             forgotten: Vec::new(),
             outputs: BTreeMap::new(),
             variables: head.ctx.variables.changes_to(&after.ctx.variables).map(variable_change).collect(),
@@ -270,8 +275,8 @@ impl Draft<'_> {
                 (None, None) => plan.pending.push(name),
             }
         }
-        let gone = self.changes.gone.iter().filter(|(id, _)| output(&head.ctx, **id).is_some());
-        plan.forgotten.extend(gone.map(|(_, name)| name.clone()));
+        let gone = plan.removed.iter().filter(|name| output(&head.ctx, node_id(name)).is_some()).cloned();
+        plan.forgotten.extend(gone.collect::<Vec<_>>());
         plan.cost_kept_usd = plan.kept.usd();
         plan.cost_again_usd = plan.again.usd();
         plan
@@ -309,6 +314,16 @@ fn settle(workflow: &Workflow, head: &ExecutionContext, after: &mut ExecutionCon
         after.state = ExecutionState::Paused;
         after.completed_at = None;
     }
+}
+
+/// Returns the nodes that the new workflow does not have, and whose results go.
+fn removed(old: &Workflow, new: &Workflow, head: &ExecutionContext, after: &ExecutionContext) -> Vec<String> {
+    let has_gone = |name: &&String| {
+        let id = node_id(name);
+        head.node_results.contains_key(&id) && !after.node_results.contains_key(&id)
+    };
+    let is_dropped = |name: &&String| !new.definition().nodes.contains_key(*name);
+    old.definition().nodes.keys().filter(is_dropped).filter(has_gone).cloned().collect()
 }
 
 fn variable_change(change: Change<'_, String, Variable>) -> (String, VariableChange) {
