@@ -145,6 +145,19 @@ fn a_node_that_another_definition_has_no_more_is_compensated_by_what_it_had() {
 }
 
 #[test]
+fn pruning_leaves_what_a_counter_action_needs_that_is_still_to_run() {
+    let place = Place::new();
+    place.ends(&["rollback", "trip@node:plan", "--compensate", "--yes"], 0);
+    place.ends(&["cancel", "trip"], 0);
+    place.ends(&["prune", "trip", "--keep", "1"], 0);
+    place.ends(&["undo", "trip"], 0);
+    place.ends(&["resume", "trip"], 0);
+    assert_eq!(place.journal(), ["undo b room", "undo a seat monday", "a", "b"]);
+    let (told, _) = place.ends(&["prune", "trip", "--keep", "1", "--json"], 0);
+    assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["runs"][0]["kept"], 1);
+}
+
+#[test]
 fn a_counter_action_that_fails_stops_the_run_and_can_be_tried_again_or_left_out() {
     let place = Place::new();
     std::fs::write(place.path("broken"), "").unwrap();

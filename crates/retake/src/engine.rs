@@ -29,6 +29,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub use compensation::needed_to_compensate;
 pub use context::{NodeContext, hash_now};
 pub use control::{Control, Outcome};
 pub use decision::Decision;

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
-use retake::engine::address;
-use retake::execution::ExecutionId;
-use retake::store::{Cause, CheckpointRecord, ExecutionFilter, HistoryPage, Note, Store};
+use retake::engine::{address, needed_to_compensate};
+use retake::execution::{ExecutionId, ExecutionState};
+use retake::store::{
+    Cause, CheckpointRecord, ExecutionFilter, ExecutionRecord, HistoryPage, Note, Seq, Store, StoreExt,
+};
 use retake::workflow::parse_duration;
 use serde_json::json;
 
@@ -18,7 +20,8 @@ use crate::wording;
 
 /// Remove old checkpoints, and give their space back. The head and labelled checkpoints stay.
 ///
-/// With both --keep and --older-than, what either keeps stays.
+/// With both --keep and --older-than, what either keeps stays, and so does what a counter-action needs that is still to
+/// run.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("rule").args(["keep", "older_than"]).multiple(true).required(true))]
 pub(crate) struct Prune {
@@ -58,7 +61,10 @@ impl Prune {
         let mut cuts = Vec::new();
         for run in runs {
             let history = store.history(run.id, HistoryPage::default()).await?;
-            let keep = self.keep(&history, app.clock.now());
+            let needed = needed(&*store, &run).await?;
+            let is_needed = |point: &CheckpointRecord| needed.is_some_and(|seq| point.seq >= seq);
+            let needed = history.iter().rposition(is_needed).map_or(0, |last| last + 1);
+            let keep = self.keep(&history, app.clock.now()).max(needed);
             let removed = history.iter().skip(keep).filter(|point| point.label.is_none()).count();
             cuts.push(Cut { id: run.id, name: run.name, keep, total: history.len(), removed });
         }
@@ -117,6 +123,17 @@ impl Prune {
             format!("; the store went from {} to {}", wording::bytes(before), wording::bytes(after))
         });
         app.output.line(format!("{points} went{}", size.unwrap_or_default()));
+    }
+}
+
+/// Returns the oldest point that a counter-action needs which is still to run. A run that is over has none.
+async fn needed(store: &dyn Store, run: &ExecutionRecord) -> Result<Option<Seq>, Failure> {
+    match run.state {
+        ExecutionState::Completed => Ok(None),
+        ExecutionState::Running
+        | ExecutionState::Paused
+        | ExecutionState::Failed(_)
+        | ExecutionState::Cancelled => Ok(needed_to_compensate(&store.context(run.id, run.head).await?)),
     }
 }
 

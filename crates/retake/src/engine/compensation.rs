@@ -6,6 +6,7 @@
 use crate::execution::{
     Cell, Compensation, CompensationStage, ExecutionContext, NodeExecutionResult, node_id,
 };
+use crate::store::Seq;
 
 /// Returns a counter-action to come, against the effect of `turn`.
 pub(super) fn open(
@@ -79,6 +80,11 @@ pub(super) fn due(ctx: &ExecutionContext) -> impl Iterator<Item = (u64, &Compens
     });
     open.filter(|(_, compensation)| !stands(ctx, compensation))
         .map(|(turn, compensation)| (*turn, compensation))
+}
+
+/// Returns the oldest point whose state a counter-action that is to run needs. Who prunes before it has run keeps it.
+pub fn needed_to_compensate(ctx: &ExecutionContext) -> Option<Seq> {
+    due(ctx).map(|(_, compensation)| compensation.from).min()
 }
 
 /// Tells whether any counter-action is to run.
