@@ -9,10 +9,11 @@
 //!
 //! A base is always older than what builds on it, so no chain of damaged links can run in circles.
 
+use rusqlite::Row;
 use rusqlite::types::ValueRef;
 
 use super::body::{self, Body};
-use super::db::{self, Db};
+use super::db::{self, Damage, Db};
 use super::row::ExecutionRow;
 use crate::store::{Delta, Image, StoreError};
 
@@ -37,7 +38,7 @@ pub(super) struct DeltaRow {
 }
 
 /// What lies between a delta and its nearest keyframe.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Reach {
     /// Bytes to read.
     pub(super) weight: i64,
@@ -45,8 +46,6 @@ pub(super) struct Reach {
     pub(super) floor: i64,
     /// Whether a keyframe was found, and not the root.
     is_framed: bool,
-    /// A hash of the rows on the way: equal where they are the same.
-    mark: [u8; 32],
 }
 
 /// A state to be kept whole.
@@ -57,8 +56,8 @@ pub(super) struct Keyframe {
     /// `None` where it would spare next to nothing: what is to be read is hardly more than the state, as where one large
     /// value makes most of both.
     body: Option<Vec<u8>>,
-    /// What it was read from.
-    reach: Reach,
+    /// A hash of what it was read from.
+    mark: [u8; 32],
 }
 
 /// Adds a delta. Returns its key.
@@ -161,33 +160,59 @@ pub(super) fn encoded(delta: &Delta, level: Option<i32>) -> Result<Body, StoreEr
 }
 
 /// Measures the way from a delta to its nearest keyframe, or to the root, without reading the bodies on it.
+///
+/// Looks only at sizes, which stand before the bodies: a checksum stands behind its body, and to find it SQLite walks over
+/// all of that.
 pub(super) fn reach(db: &Db, delta: i64) -> Result<Reach, StoreError> {
+    let size = "SELECT size FROM keyframes WHERE delta = ?1";
+    let step = "SELECT base, length(body) FROM deltas WHERE key = ?1";
+    walk(db, delta, (size, step), |_, _, _| Ok(()))
+}
+
+/// Returns the way from a delta to its nearest keyframe, with a hash of the rows on it: equal where they are the same.
+fn marked_reach(db: &Db, delta: i64) -> Result<(Reach, [u8; 32]), StoreError> {
     let mut mark = blake3::Hasher::new();
+    let size = "SELECT size, checksum FROM keyframes WHERE delta = ?1";
+    let step = "SELECT base, length(body), checksum FROM deltas WHERE key = ?1";
+    let reach = walk(db, delta, (size, step), |key, row, column| {
+        mark.update(&key.to_le_bytes());
+        mark.update(db::blob(row, column)?);
+        Ok(())
+    })?;
+    Ok((reach, mark.finalize().into()))
+}
+
+/// Walks from a delta back to its nearest keyframe, by what finds a keyframe's size and what finds a delta's base and
+/// length. `look` sees each row, and the column behind these.
+fn walk(
+    db: &Db,
+    delta: i64,
+    (size, step): (&'static str, &'static str),
+    mut look: impl FnMut(i64, &Row<'_>, usize) -> Result<(), Damage>,
+) -> Result<Reach, StoreError> {
     let mut weight = 0;
     let mut floor = FLOOR_MIN;
     let mut next = Some(delta);
     while let Some(key) = next.take() {
         let size = db.first(
-            "SELECT size, checksum FROM keyframes WHERE delta = ?1",
+            size,
             [key],
             |_| format!("keyframe {key}"),
             |row| {
-                mark.update(db::blob(row, 1)?);
+                look(key, row, 1)?;
                 db::integer(row, 0)
             },
         )?;
         if let Some(size) = size {
-            let (floor, mark) = (size.max(FLOOR_MIN), mark.finalize().into());
-            return Ok(Reach { weight, floor, is_framed: true, mark });
+            return Ok(Reach { weight, floor: size.max(FLOOR_MIN), is_framed: true });
         }
         let (base, length) = db
             .first(
-                "SELECT base, length(body), checksum FROM deltas WHERE key = ?1",
+                step,
                 [key],
                 |_| name(key),
                 |row| {
-                    mark.update(&key.to_le_bytes());
-                    mark.update(db::blob(row, 2)?);
+                    look(key, row, 2)?;
                     Ok((db::optional_integer(row, 0)?, db::integer(row, 1)?))
                 },
             )?
@@ -201,14 +226,14 @@ pub(super) fn reach(db: &Db, delta: i64) -> Result<Reach, StoreError> {
             None => floor = length.max(FLOOR_MIN),
         }
     }
-    Ok(Reach { weight, floor, is_framed: false, mark: mark.finalize().into() })
+    Ok(Reach { weight, floor, is_framed: false })
 }
 
 /// Reads the state at the head of an execution as a keyframe, where one is due.
 pub(super) fn due_keyframe(db: &Db, execution: i64) -> Result<Option<Keyframe>, StoreError> {
     let Some(execution) = ExecutionRow::by_key(db, execution)? else { return Ok(None) };
     let delta = execution.point(db, execution.record.head)?.delta;
-    let reach = reach(db, delta)?;
+    let (reach, mark) = marked_reach(db, delta)?;
     if reach.weight <= reach.floor {
         return Ok(None);
     }
@@ -221,15 +246,15 @@ pub(super) fn due_keyframe(db: &Db, execution: i64) -> Result<Option<Keyframe>, 
         true => None,
         false => Some(body::pack(&raw, Some(body::FAST))?.bytes),
     };
-    Ok(Some(Keyframe { delta, size, body, reach }))
+    Ok(Some(Keyframe { delta, size, body, mark }))
 }
 
 /// Writes a keyframe that is worth it, unless what it was read from has changed since.
 pub(super) fn insert_keyframe(db: &Db, execution: i64, keyframe: &Keyframe) -> Result<(), StoreError> {
     let Some(mut execution) = ExecutionRow::by_key(db, execution)? else { return Ok(()) };
     // A key may belong to another delta by now, where the one it was made for has been removed.
-    match reach(db, keyframe.delta) {
-        Ok(reach) if reach == keyframe.reach => {}
+    match marked_reach(db, keyframe.delta) {
+        Ok((_, mark)) if mark == keyframe.mark => {}
         Ok(_) | Err(StoreError::Corrupt { .. }) => return Ok(()),
         Err(error) => return Err(error),
     }
