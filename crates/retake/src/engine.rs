@@ -24,8 +24,8 @@ mod planner;
 mod run;
 mod secret;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
@@ -61,6 +61,9 @@ use held::Held;
 use run::{CounterAction, Opened};
 use secret::Masks;
 
+/// How many workflows an engine keeps ready.
+const WORKFLOWS_MAX: usize = 64;
+
 /// How often a readable name is drawn before an execution is named by its id.
 const NAME_DRAWS_MAX: usize = 8;
 
@@ -93,6 +96,7 @@ pub struct Engine {
     clock: Arc<dyn Clock>,
     registry: Arc<Registry>,
     secrets: Arc<dyn Secrets>,
+    workflows: Arc<Mutex<HashMap<WorkflowId, Arc<Workflow>>>>,
 }
 
 /// How an execution is started.
@@ -133,6 +137,7 @@ impl Engine {
             clock: Arc::new(SystemClock::default()),
             registry: Arc::new(Registry::new()),
             secrets: Arc::new(EnvironmentSecrets),
+            workflows: Arc::default(),
         }
     }
 
@@ -213,7 +218,7 @@ impl Engine {
         resume: Resume,
     ) -> Result<Resumed, EngineError> {
         let record = self.store.require(id).await?;
-        let workflow = Arc::new(self.workflow_of(&record).await?);
+        let workflow = self.workflow_of(&record).await?;
         self.check_handlers(&workflow)?;
         let saved = self.store.context(id, record.head).await?;
         let mut ctx = saved.clone();
@@ -254,7 +259,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NoDefinition`] where the execution was not started by an engine, and what is wrong with a
     /// definition that cannot be read.
-    pub async fn workflow_of(&self, record: &ExecutionRecord) -> Result<Workflow, EngineError> {
+    pub async fn workflow_of(&self, record: &ExecutionRecord) -> Result<Arc<Workflow>, EngineError> {
         self.workflow_with_id(record.workflow_id, &record.name).await
     }
 
@@ -262,12 +267,29 @@ impl Engine {
     ///
     /// # Errors
     /// As [`workflow_of`](Self::workflow_of).
-    async fn workflow_with_id(&self, id: WorkflowId, execution: &str) -> Result<Workflow, EngineError> {
+    async fn workflow_with_id(&self, id: WorkflowId, execution: &str) -> Result<Arc<Workflow>, EngineError> {
+        // A workflow is named by what it says, so that one which was read stays true.
+        if let Some(workflow) = self.workflows().get(&id) {
+            return Ok(Arc::clone(workflow));
+        }
         let stored = self.store.workflow(id).await?.unwrap_or_default();
         if stored.is_empty() {
             return Err(EngineError::NoDefinition { name: execution.to_owned() });
         }
-        Ok(Workflow::from_definition(Definition::from_json(&stored)?)?)
+        let workflow = Arc::new(Workflow::from_definition(Definition::from_json(&stored)?)?);
+        let mut workflows = self.workflows();
+        if workflows.len() >= WORKFLOWS_MAX {
+            workflows.clear();
+        }
+        // What was kept under another id than its own is not what it says.
+        if workflow.id() == id {
+            workflows.insert(id, Arc::clone(&workflow));
+        }
+        Ok(workflow)
+    }
+
+    fn workflows(&self) -> MutexGuard<'_, HashMap<WorkflowId, Arc<Workflow>>> {
+        self.workflows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the first values of the variables that are wanted, and what may be said of them: what is secret is

@@ -1,6 +1,7 @@
 //! `retake show`: the state at a point, or one node of it.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 use owo_colors::{OwoColorize, Style};
@@ -35,7 +36,7 @@ struct Shown {
     resolved: Resolved,
     ctx: ExecutionContext,
     /// `None` where the run was not started by an engine.
-    workflow: Option<Workflow>,
+    workflow: Option<Arc<Workflow>>,
     forked_from: Option<ForkedFrom>,
 }
 
@@ -83,7 +84,7 @@ impl Shown {
 
     /// Returns the nodes of the workflow in the order in which they can run, then what else has a result, by id.
     fn nodes(&self) -> Vec<(String, Option<&NodeExecutionResult>)> {
-        let graph = self.workflow.as_ref().map(Workflow::graph);
+        let graph = self.workflow.as_deref().map(Workflow::graph);
         let named = graph.into_iter().flat_map(|graph| {
             graph.nodes().map(|node| (graph.name(node).to_owned(), self.ctx.get_node_result(&graph.id(node))))
         });

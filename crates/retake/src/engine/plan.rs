@@ -12,6 +12,7 @@ mod request;
 mod upstream;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -132,7 +133,7 @@ pub(super) struct PlannedChange {
     /// The state that becomes the head.
     pub(super) after: NewState,
     /// The workflow that the execution runs from now on, if that is another.
-    pub(super) workflow: Option<Box<Workflow>>,
+    pub(super) workflow: Option<Arc<Workflow>>,
 }
 
 /// A state, and which node wrote the variables in it that were worked out anew.
@@ -212,7 +213,7 @@ pub(super) fn go_on(
     draft.redefine(known.workflow, variables);
     draft.from.inputs = inputs;
     let mut plan = draft.finish()?;
-    plan.change.workflow = Some(Box::new(workflow));
+    plan.change.workflow = Some(Arc::new(workflow));
     Ok(plan)
 }
 

@@ -91,7 +91,7 @@ impl Engine {
         execution: &str,
     ) -> Result<Option<Arc<Workflow>>, EngineError> {
         match self.workflow_with_id(ctx.workflow_id, execution).await {
-            Ok(workflow) => Ok(Some(Arc::new(workflow))),
+            Ok(workflow) => Ok(Some(workflow)),
             Err(EngineError::NoDefinition { .. }) => Ok(None),
             Err(error) => Err(error),
         }

@@ -255,10 +255,7 @@ impl Draft<'_> {
                 }
                 (Some(_) | None, Some(_)) | (None, None) => {}
             }
-            let ended = |ctx: &ExecutionContext| {
-                ctx.get_node_result(&id).filter(|record| record.result != ExecutionResult::Pending).cloned()
-            };
-            match (ended(after), ended(&head.ctx).or_else(|| ended(&target.ctx))) {
+            match (ended(after, &id), ended(&head.ctx, &id).or_else(|| ended(&target.ctx, &id))) {
                 (Some(record), _) if ending(workflow.node(node), &record.result).is_none() => {
                     plan.again.add(record.metrics.as_ref());
                     plan.rerun.push(Rerun { node: name, because: "it failed".to_owned() });
@@ -281,6 +278,11 @@ impl Draft<'_> {
         plan.cost_again_usd = plan.again.usd();
         plan
     }
+}
+
+/// Returns what a node gave, where it has ended.
+fn ended<'c>(ctx: &'c ExecutionContext, id: &NodeId) -> Option<&'c NodeExecutionResult> {
+    ctx.get_node_result(id).filter(|record| record.result != ExecutionResult::Pending)
 }
 
 impl Draft<'_> {

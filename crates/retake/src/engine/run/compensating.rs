@@ -54,7 +54,7 @@ impl Engine {
             }
             state => state?,
         };
-        let workflow = Arc::new(self.workflow_with_id(state.workflow_id, &record.name).await?);
+        let workflow = self.workflow_with_id(state.workflow_id, &record.name).await?;
         let Some(index) = workflow.graph().index_of(&node) else {
             return Err(EngineError::NoNode { name: record.name.clone(), node });
         };
