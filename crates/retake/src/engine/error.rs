@@ -136,6 +136,17 @@ pub enum EngineError {
         node: String,
     },
 
+    /// The output of a `set` node is to be replaced by one that lacks a variable which the node sets.
+    #[error(
+        "the output of node `{node}` sets variables, and lacks `{variable}`: give an object with all of them"
+    )]
+    LacksVariable {
+        /// The node.
+        node: String,
+        /// The variable.
+        variable: String,
+    },
+
     /// A node's output is to be replaced, and it has none.
     #[error("node `{node}` has no output that could be replaced: it is {found}")]
     HasNoOutput {

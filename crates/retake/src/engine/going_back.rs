@@ -13,7 +13,7 @@ use super::plan::{
 };
 use super::secret::Masks;
 use super::{Engine, EngineError, Names, Redefine, compensation};
-use crate::execution::{Change, ExecutionContext, ExecutionId, ExecutionState};
+use crate::execution::{Change, ExecutionContext, ExecutionId, ExecutionState, node_id};
 use crate::store::{
     Cause, CheckpointRecord, Conflict, HistoryPage, NewCheckpoint, NewExecution, NewOperation, NewWorkflow,
     OperationRecord, Origin, Seq, StoreError, StoreExt, delta,
@@ -85,7 +85,7 @@ impl Engine {
             is_on_line: false,
         };
         let mut plan = plan::rollback(known, request)?;
-        plan.change.workflow = Some(Box::new(then));
+        plan.change.workflow = Some(then);
         Ok(plan)
     }
 
@@ -181,9 +181,10 @@ impl Engine {
         } = plan.change;
         let before = self.store.context(origin, plan.target).await?;
         let workflow = match workflow {
-            Some(workflow) => *workflow,
+            Some(workflow) => workflow,
             None => self.workflow_with_id(before.workflow_id, &origin.to_string()).await?,
         };
+        forget_marks(&workflow, &mut after);
         after.execution_id = self.clock.new_id();
         after.started_at = self.clock.now();
         after.ledger.compensations.clear();
@@ -412,7 +413,7 @@ impl Engine {
             after.ctx.state = ExecutionState::Paused;
             after.ctx.completed_at = None;
         }
-        let workflow = (rest.ctx.workflow_id != workflow.id()).then(|| Box::new(workflow));
+        let workflow = (rest.ctx.workflow_id != workflow.id()).then_some(workflow);
         let change = PlannedChange { execution: id, effects, cause, parent: seq, base: seq, after, workflow };
         self.commit_change(rest, change, operation).await
     }
@@ -519,6 +520,14 @@ fn goes_on(cause: &Cause) -> bool {
             | Cause::Edit
             | Cause::Fork { .. }
     )
+}
+
+/// Forgets the marks of effects that were in flight: they are the origin's, and not this execution's to go on with.
+fn forget_marks(workflow: &Workflow, ctx: &mut ExecutionContext) {
+    let marked: Vec<String> = super::interrupted(workflow, ctx).map(|(name, _)| name).collect();
+    for name in marked {
+        ctx.node_results.remove(&node_id(&name));
+    }
 }
 
 fn new_workflow(workflow: &Workflow) -> NewWorkflow {

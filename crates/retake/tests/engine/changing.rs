@@ -82,3 +82,55 @@ async fn what_was_cancelled_can_be_forked_but_not_changed() {
     let record = engine.store().require(fork.execution).await.unwrap();
     assert_eq!((record.state, record.head), (ExecutionState::Paused, 1));
 }
+
+#[tokio::test]
+async fn the_output_of_a_set_node_must_hold_what_it_sets() {
+    let engine = engine(&Journal::default());
+    let workflow = Workflow::builder("sets")
+        .checkpoints(always())
+        .node("a", Node::set([("x", json!(1)), ("y", json!(2))]))
+        .build()
+        .unwrap();
+    let outcome = run(&engine, workflow).await;
+    for output in [json!(7), json!({"x": 3})] {
+        let refused = engine.plan_edit(outcome.execution, &output_of("a", output)).await.unwrap_err();
+        assert!(matches!(&refused, EngineError::LacksVariable { node, .. } if node == "a"), "{refused}");
+    }
+    let plan = engine.plan_edit(outcome.execution, &output_of("a", json!({"x": 3, "y": 2}))).await.unwrap();
+    assert_eq!(plan.variables["x"].to, Some(json!(3)));
+}
+
+#[tokio::test]
+async fn a_fork_does_not_inherit_the_mark_of_an_effect_in_flight() {
+    let entered = Arc::new(tokio::sync::Notify::new());
+    let inside = Arc::clone(&entered);
+    let registry = Registry::new().with("send", move |ctx: NodeContext| {
+        let inside = Arc::clone(&inside);
+        async move {
+            if ctx.execution_name() == "origin" {
+                inside.notify_one();
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, NodeError>(ctx.idempotency_key().to_owned())
+        }
+    });
+    let engine = Engine::new(Arc::new(MemoryStore::new())).with_registry(registry);
+    let workflow = Workflow::builder("mail")
+        .checkpoints(always())
+        .node("send", Node::call("send").effect(Effect::External))
+        .build()
+        .unwrap();
+    let start = Start { name: Some("origin".into()), ..Start::default() };
+    let origin = engine.start(Arc::new(workflow), start).await.unwrap();
+    let id = origin.execution_id();
+    let driven = tokio::spawn(origin.drive());
+    entered.notified().await;
+    let marked = engine.store().context(id, 2).await.unwrap();
+    let key = marked.get_node_result(&node_id("send")).unwrap().idempotency_key.clone();
+    let fork = engine.fork_unchanged(id, 2, None, somebody()).await.unwrap();
+    let outcome = engine.resume(fork.execution, Resume::default()).await.unwrap().drive().await.unwrap();
+    assert_eq!(outcome.state, ExecutionState::Completed);
+    let own = output(&engine, &outcome, "send").await;
+    assert!(own.is_some() && own != key.map(Value::String), "the fork's effect has a key of its own");
+    driven.abort();
+}

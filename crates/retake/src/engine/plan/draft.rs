@@ -279,6 +279,11 @@ impl<'a> Draft<'a> {
         let output = request.outputs.get(name).cloned().unwrap_or_default();
         check_value(&format!("nodes.{name}.output"), &output)?;
         let definition = workflow.node(node);
+        if let NodeKind::Set(variables) = &definition.kind
+            && let Some(missing) = variables.keys().find(|variable| output.get(variable).is_none())
+        {
+            return Err(EngineError::LacksVariable { node: name.to_owned(), variable: missing.clone() });
+        }
         let now = before.and_then(|before| before.completed_at).unwrap_or(self.known.head.record.created_at);
         let mut result = before.cloned().unwrap_or_else(|| NodeExecutionResult::started(now));
         result.completed_at = Some(now);
