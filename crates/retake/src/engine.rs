@@ -127,6 +127,7 @@ struct Resumed {
     ctx: ExecutionContext,
     head: Seq,
     counter_actions: BTreeMap<u64, CounterAction>,
+    undone_to: Option<Seq>,
 }
 
 impl Engine {
@@ -182,7 +183,8 @@ impl Engine {
         let held = Held::take(&self.store, ctx.execution_id).await?;
         let name = name.into();
         let counter_actions = BTreeMap::new();
-        Run::new(self.clone(), Opened { held, workflow, name, ctx, head: 1, masks, counter_actions })
+        let opened = Opened { held, workflow, name, ctx, head: 1, masks, counter_actions, undone_to: None };
+        Run::new(self.clone(), opened)
     }
 
     /// Takes the lease on an execution and sets it running. Returns when that is durable; nothing has run then.
@@ -200,9 +202,10 @@ impl Engine {
         self.store.require(id).await?;
         let mut held = Held::take(&self.store, id).await?;
         match self.set_running(&held, id, resume).await {
-            Ok(Resumed { workflow, name, ctx, head, counter_actions }) => {
+            Ok(Resumed { workflow, name, ctx, head, counter_actions, undone_to }) => {
                 let masks = Arc::new(Masks::default());
-                Run::new(self.clone(), Opened { held, workflow, name, ctx, head, masks, counter_actions })
+                let opened = Opened { held, workflow, name, ctx, head, masks, counter_actions, undone_to };
+                Run::new(self.clone(), opened)
             }
             Err(error) => {
                 held.release().await;
@@ -251,7 +254,8 @@ impl Engine {
                 head = self.store.commit(commit).await?.seq;
             }
         }
-        Ok(Resumed { workflow, name: record.name.into(), ctx, head, counter_actions })
+        let undone_to = going_back::undone_to(&self.store.operations(id).await?);
+        Ok(Resumed { workflow, name: record.name.into(), ctx, head, counter_actions, undone_to })
     }
 
     /// Returns the workflow that an execution runs.

@@ -61,7 +61,11 @@ impl Fork {
             }
             return Ok(ExitCode::SUCCESS);
         }
-        refuse_undecided("the fork", &plan)?;
+        refuse_undecided("the fork", &plan).map_err(|failure| {
+            failure.hint(
+                "`--skip-effects` keeps their results, `--again` lets them happen once more, in the fork",
+            )
+        })?;
         if !self.is_agreed(app, &plan)? {
             return Ok(ExitCode::SUCCESS);
         }

@@ -1,5 +1,6 @@
 //! `retake resume`: a run, from its newest checkpoint, maybe by another definition.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -85,8 +86,11 @@ impl Resume {
         }
         let wishes =
             Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
-        let request =
-            Request { operation: Some(app.operation()), again, skip_compensation: self.skip_compensation };
+        let request = Request {
+            operation: Some(app.operation()),
+            again,
+            skip_compensation: once(self.skip_compensation),
+        };
         let run = engine.resume(run.id, request).await?;
         drive(app, run, wishes).await
     }
@@ -172,4 +176,9 @@ impl Resume {
                 ))
         })
     }
+}
+
+/// Returns names without those that were given before.
+fn once(names: Vec<String>) -> Vec<String> {
+    BTreeSet::from_iter(names).into_iter().collect()
 }

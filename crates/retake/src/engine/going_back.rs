@@ -192,6 +192,10 @@ impl Engine {
         let mut first = self.new_checkpoint(&after, cause);
         first.delta = delta(Some(&before), &after, |name| writers.get(name).copied())?;
         first.operation = Some(operation);
+        // So that what it inherits is found by the node's name.
+        let inherits = |node: &usize| after.node_results.contains_key(&workflow.graph().id(*node));
+        let inherited = workflow.graph().nodes().filter(inherits);
+        first.nodes = inherited.map(|node| workflow.graph().name(node).to_owned()).collect();
         let origin = Origin { execution_id: origin, seq: plan.target };
         self.create_fork(after.execution_id, name, origin, &workflow, first).await
     }
@@ -567,6 +571,11 @@ fn recorded_since(workflow: &Workflow, then: &ExecutionContext, now: &ExecutionC
     let mut nodes: Vec<usize> = ids.filter_map(|id| graph.index_of_id(id)).collect();
     nodes.sort_unstable();
     nodes.into_iter().map(|node| graph.name(node).to_owned()).collect()
+}
+
+/// Returns the point that an undo would return to.
+pub(super) fn undone_to(log: &[OperationRecord]) -> Option<Seq> {
+    Log::read(log).done.last().map(|last| last.before)
 }
 
 /// The operations that can be taken back, and those that were and can be done again.

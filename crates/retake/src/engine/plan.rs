@@ -172,6 +172,9 @@ impl<'a> Known<'a> {
     }
 }
 
+/// Why a node has an output that a person put in place.
+const BY_HAND: &str = "its output was given by hand";
+
 /// Works out what going back would do.
 pub(super) fn rollback(known: Known<'_>, request: &Rollback) -> Result<Plan, EngineError> {
     let cause = Cause::Rollback { to: known.target.record.seq };

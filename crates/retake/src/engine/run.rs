@@ -70,6 +70,8 @@ pub struct Run {
     pruning: Option<tokio::task::JoinHandle<()>>,
     /// The head when pruning last began.
     pruned_at: Seq,
+    /// The point that an undo would return to, which stays with what came since.
+    undone_to: Option<Seq>,
 }
 
 /// What has happened since the head.
@@ -97,11 +99,13 @@ pub(super) struct Opened {
     pub(super) head: Seq,
     pub(super) masks: Arc<Masks>,
     pub(super) counter_actions: BTreeMap<u64, CounterAction>,
+    /// The point that an undo would return to.
+    pub(super) undone_to: Option<Seq>,
 }
 
 impl Run {
     pub(super) fn new(engine: Engine, opened: Opened) -> Result<Self, EngineError> {
-        let Opened { held, workflow, name, ctx, head, masks, counter_actions } = opened;
+        let Opened { held, workflow, name, ctx, head, masks, counter_actions, undone_to } = opened;
         masks.remember_all(&workflow, &*engine.secrets);
         counter_actions.values().for_each(|action| masks.remember_all(&action.workflow, &*engine.secrets));
         let mut policy = CheckpointPolicy::new(workflow.definition().checkpoints.clone())?;
@@ -142,6 +146,7 @@ impl Run {
             cost: Cost::default(),
             pruning: None,
             pruned_at: 0,
+            undone_to,
         })
     }
 
@@ -498,6 +503,7 @@ impl Run {
         let into = self.workflow.node(node).into.as_deref();
         let result = decided(record, into, Decision { approved, with }, self.engine.clock.now());
         let _due_anyway = self.note(Ended { node, result, ran: Duration::ZERO }).await;
+        self.undone_to = Some(self.head);
         self.save(Cause::Approve { node: name.to_owned(), approved }, extra).await
     }
 

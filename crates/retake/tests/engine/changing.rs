@@ -134,3 +134,52 @@ async fn a_fork_does_not_inherit_the_mark_of_an_effect_in_flight() {
     assert!(own.is_some() && own != key.map(Value::String), "the fork's effect has a key of its own");
     driven.abort();
 }
+
+#[tokio::test]
+async fn an_operation_can_be_undone_though_more_ran_since_than_a_run_keeps() {
+    let engine = engine(&Journal::default());
+    let mut builder = Workflow::builder("long").var("tone", json!("dry")).checkpoints(CheckpointConfig {
+        frequency: CheckpointFrequency::Always,
+        max_checkpoints: 5,
+        ..CheckpointConfig::default()
+    });
+    for n in 0..30 {
+        builder = builder.node(format!("n{n:02}"), work().with(json!("${{ vars.tone }}")));
+    }
+    let outcome = run(&engine, builder.build().unwrap()).await;
+    let id = outcome.execution;
+    let set = BTreeMap::from([("tone".to_owned(), json!("warm"))]);
+    let plan = engine.plan_edit(id, &Edit { set, ..Edit::default() }).await.unwrap();
+    engine.apply(plan, somebody()).await.unwrap();
+    let again = resume(&engine, &outcome).await;
+    assert_eq!(again.nodes_run, 30);
+    let history = engine.store().history(id, HistoryPage::default()).await.unwrap();
+    assert_eq!(
+        history.last().unwrap().seq,
+        outcome.head,
+        "what the undo needs is there, and nothing before it"
+    );
+    engine.undo(id, Effects::Refuse, somebody()).await.unwrap();
+    assert_eq!(output(&engine, &outcome, "n07").await, Some(json!("dry")));
+}
+
+#[tokio::test]
+async fn what_a_fork_inherits_is_found_by_the_name_of_its_node() {
+    let engine = engine(&Journal::default());
+    let outcome = run(&engine, diamond()).await;
+    let plan = engine.plan_fork(outcome.execution, 3, &Fork::default()).await.unwrap();
+    let fork = engine.fork(plan, None, somebody()).await.unwrap();
+    let first = engine.store().history(fork.execution, HistoryPage::default()).await.unwrap().remove(0);
+    assert_eq!((first.seq, first.nodes), (1, vec!["a".to_owned(), "b".to_owned()]));
+}
+
+#[tokio::test]
+async fn an_output_that_was_given_by_hand_is_explained_so() {
+    let engine = engine(&Journal::default());
+    let outcome = run(&engine, diamond()).await;
+    let plan = engine.plan_edit(outcome.execution, &output_of("b", json!("other"))).await.unwrap();
+    engine.apply(plan, somebody()).await.unwrap();
+    resume(&engine, &outcome).await;
+    let b = engine.explain(outcome.execution, "b").await.unwrap();
+    assert_eq!(b.because, "its output was given by hand");
+}

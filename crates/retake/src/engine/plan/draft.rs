@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::affected::{Changes, Rebased};
 use super::lineage::Lineage;
-use super::{Edit, Effects, Known};
+use super::{BY_HAND, Edit, Effects, Known};
 use crate::engine::{EngineError, attempt, standing};
 use crate::execution::{
     Base, Cell, ExecutionContext, ExecutionResult, NodeExecutionResult, NodeId, Subject, Write, WriteOp,
@@ -288,6 +288,7 @@ impl<'a> Draft<'a> {
         let mut result = before.cloned().unwrap_or_else(|| NodeExecutionResult::started(now));
         result.completed_at = Some(now);
         result.result = ExecutionResult::Success(output);
+        result.because = Some(BY_HAND.to_owned());
         if !has_output {
             let mut writes = definition.into.clone().map(attempt::into).into_iter().collect::<Vec<_>>();
             if let NodeKind::Set(variables) = &definition.kind {

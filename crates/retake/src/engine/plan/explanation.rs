@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::Rerun;
 use super::affected::{Changes, Judge};
 use super::lineage::Lineage;
+use super::{BY_HAND, Rerun};
 use crate::engine::{hash_now, standing};
 use crate::execution::{ExecutionContext, ExecutionResult, NodeExecutionResult, Subject};
 use crate::store::{Cause, Seq};
@@ -103,7 +103,7 @@ fn why(workflow: &Workflow, ctx: &ExecutionContext, node: usize, record: &NodeEx
             }
         }
         ExecutionResult::Success(_) | ExecutionResult::Failure(_) => match &record.because {
-            Some(because) if because.starts_with("spared") => because.clone(),
+            Some(because) if because == BY_HAND || because.starts_with("spared") => because.clone(),
             Some(because) => format!("it ran again: {because}"),
             None if graph.dependencies(node).is_empty() => "it ran, as it waits for no other node".to_owned(),
             None => format!("it ran after {}", names(workflow, graph.dependencies(node))),

@@ -51,16 +51,22 @@ impl Run {
         Ok(())
     }
 
+    /// Returns how many points stay: as many as were asked for, and all that an undo of the last operation needs.
+    fn kept(&self) -> u64 {
+        let asked = Seq::try_from(self.policy.config().max_checkpoints).unwrap_or(Seq::MAX);
+        asked.max(self.undone_to.map_or(0, |point| self.head.saturating_sub(point) + 1))
+    }
+
     /// Returns how many points the history has had past its bound since it was last pruned.
     fn surplus(&self) -> u64 {
-        let keep = Seq::try_from(self.policy.config().max_checkpoints).unwrap_or(Seq::MAX);
-        self.head.saturating_sub(self.pruned_at.max(keep))
+        self.head.saturating_sub(self.pruned_at.max(self.kept()))
     }
 
     /// Keeps the history near its bound, beside the run: a save does not wait for it. Counter-actions that are to run
     /// see states that must not go before.
     fn prune(&mut self) {
-        if compensation::is_any_due(&self.ctx) {
+        // What an undo needs is counted from a head that stands still: that is left for the end of the run.
+        if compensation::is_any_due(&self.ctx) || self.undone_to.is_some() {
             return;
         }
         let is_pruning = self.pruning.as_ref().is_some_and(|pruning| !pruning.is_finished());
@@ -68,7 +74,7 @@ impl Run {
             return;
         }
         let (store, id) = (Arc::clone(&self.engine.store), self.ctx.execution_id);
-        let keep = self.policy.config().max_checkpoints;
+        let keep = usize::try_from(self.kept()).unwrap_or(usize::MAX);
         self.pruned_at = self.head;
         self.pruning = Some(tokio::spawn(async move {
             if let Err(error) = store.prune(id, keep).await {
@@ -83,7 +89,7 @@ impl Run {
             let _ended = pruning.await;
         }
         if self.surplus() > 0 && !compensation::is_any_due(&self.ctx) {
-            let keep = self.policy.config().max_checkpoints;
+            let keep = usize::try_from(self.kept()).unwrap_or(usize::MAX);
             if let Err(error) = self.engine.store.prune(self.ctx.execution_id, keep).await {
                 tracing::warn!(execution = %self.ctx.execution_id, %error, "older checkpoints could not be pruned");
             }
