@@ -52,7 +52,7 @@ impl Shown<'_> {
         let left = left.map(|it| format!("{} {} stays, although {}", "?".yellow(), it.node, it.because));
         lines.extend(bounded(left, "stay as well"));
         let fate = match effects {
-            Effects::Refuse => "",
+            Effects::Refuse => ", and needs a choice: --skip-effects, --again or --compensate",
             Effects::Again => ", and happens once more",
             Effects::Keep => ", so its result stays",
             Effects::Compensate => ", and there is no counter-action against it",

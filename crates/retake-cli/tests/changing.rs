@@ -177,6 +177,15 @@ fn an_edit_that_changes_nothing_says_so_and_appends_nothing() {
 }
 
 #[test]
+fn an_edit_that_makes_a_variable_says_so_as_its_name_may_be_mistyped() {
+    let place = Place::with_letter("otter");
+    let told = place.retake(&["edit", "otter", "--var", "tnoe=warm", "--dry-run"]);
+    assert_eq!((told.code, told.stderr.as_str()), (0, "otter had no variable `tnoe` until now\n"));
+    let told = place.retake(&["edit", "otter", "--var", "tone=warm", "--dry-run"]);
+    assert_eq!((told.code, told.stderr.as_str()), (0, ""));
+}
+
+#[test]
 fn an_edit_does_not_forget_unasked_what_cannot_be_undone() {
     let place = Place::with_sent_letter("otter");
     let edit = ["edit", "otter", "--var", "tone=warm", "--yes"];

@@ -187,7 +187,7 @@ fn a_dry_run_gives_the_plan_and_changes_nothing() {
     assert!(text.contains(&format!("  = keeps plan\n  ~ {draft}\n")), "{text}");
     let linear = place.text(&["rollback", "otter@2", "--linear", "--dry-run"]);
     assert!(linear.contains("  ~ draft runs again: its result is newer than @2\n"), "{linear}");
-    assert!(text.contains("  ! send cannot be undone\n"), "{text}");
+    assert!(text.contains("  ! send cannot be undone, and needs a choice: "), "{text}");
     assert!(text.contains("  - text = \"otters, dry\"\n"), "{text}");
     assert_eq!(place.text(&["--json", "log", "otter"]), before);
 }

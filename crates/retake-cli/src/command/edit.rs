@@ -51,6 +51,11 @@ impl Edit {
         if changes_nothing(&plan) {
             return self.leave(app, &engine, &run, &plan).await;
         }
+        let is_told = !app.output.json;
+        for name in request.set.keys().filter(|name| is_told && is_new(&plan, name)) {
+            let (run, name) = (wording::plain(&run.name), wording::plain(name));
+            app.output.note(format!("{run} had no variable `{name}` until now"));
+        }
         let change = Change {
             run: &run,
             heading: format!("{} at @{}, edited", wording::plain(&run.name).bold(), plan.head),
@@ -95,4 +100,9 @@ impl Edit {
         }
         if goes_on { go_on(app, engine, run.id).await } else { Ok(ExitCode::SUCCESS) }
     }
+}
+
+/// Tells whether a variable is there only after the change: maybe its name was mistyped.
+fn is_new(plan: &Plan, name: &str) -> bool {
+    plan.variables.get(name).is_some_and(|change| change.from.is_none())
 }
