@@ -69,12 +69,20 @@ pub(crate) enum Command {
     /// Make a checkpoint now
     Checkpoint(command::checkpoint::Checkpoint),
     /// Go back to a point of a run
+    ///
+    /// The nodes that the point recorded stand as they did then, and what depends on them goes. Other branches keep what
+    /// they gave, also later, unless `--linear` says otherwise; variables that somebody set later go back. A point that
+    /// recorded no node, and one that a rollback or an edit made or left behind, is gone back to as a whole. Nothing is
+    /// lost: what came after stays in the history, and `retake undo` takes the rollback back.
     Rollback(command::rollback::Rollback),
     /// Change the state of a run by hand
     Edit(command::edit::Edit),
     /// Begin a new run at a point of another
     Fork(command::fork::Fork),
     /// Take back a run's last operation
+    ///
+    /// That is a rollback, an edit, an approval or a cancellation; a resume, a pause or a checkpoint is not taken back by
+    /// itself. What ran since stays in the history.
     Undo(command::undo::Undo),
     /// Do again what was taken back last
     Redo(command::redo::Redo),
