@@ -345,3 +345,19 @@ async fn an_output_that_was_edited_comes_back_with_what_it_had_been_made_from() 
     subject.apply(plan).await;
     assert_eq!((subject.output("a").await, subject.output("b").await), (Some(json!(1)), Some(json!(1))));
 }
+
+#[tokio::test]
+async fn going_back_to_a_node_brings_back_what_it_had_been_made_from_though_that_was_sent_back_since() {
+    let flow = Workflow::builder("flow")
+        .var("u", json!(1))
+        .node("a", give(json!("${{ vars.u }}")))
+        .node("b", give(json!("${{ nodes.a.output }}")))
+        .node("c", give(json!("aside")));
+    let subject = Subject::run(flow).await;
+    let edit = Edit { set: set("u", json!(2)), outputs: set("b", json!(1)), ..Edit::default() };
+    let plan = subject.edit(edit).await;
+    assert_eq!(again(&plan), ["a"]);
+    subject.apply(plan).await;
+    let plan = subject.rollback(3, Rollback::default()).await;
+    assert_eq!(plan.keep, ["a", "b", "c"]);
+}

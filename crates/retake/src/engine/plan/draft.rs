@@ -121,16 +121,17 @@ impl<'a> Draft<'a> {
 
     /// What a node gave at the target stands again, with what it had been made from.
     pub(super) fn stand_again(&mut self, node: usize) {
-        let Known { workflow, target, .. } = self.known;
+        let Known { workflow, head, target, .. } = self.known;
+        if target.record.seq == head.record.seq {
+            return;
+        }
         let graph = workflow.graph();
         let lineage = Lineage::of(&target.ctx);
         let mut left = vec![node];
+        let mut met = BTreeSet::new();
         while let Some(node) = left.pop() {
             let id = graph.id(node);
-            let Some(result) = target.ctx.get_node_result(&id) else { continue };
-            if self.is_as_at_target(&id) || self.changes.replaced.contains_key(&id) {
-                continue;
-            }
+            let Some(result) = target.ctx.get_node_result(&id).filter(|_| met.insert(node)) else { continue };
             self.changes.replaced.insert(id, result.clone());
             left.extend(graph.dependencies(node));
             for read in &result.reads {
