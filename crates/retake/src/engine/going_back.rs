@@ -58,7 +58,7 @@ impl Engine {
         let head = self.head(id).await?;
         let workflow = self.workflow_with_id(head.ctx.workflow_id, &head.name).await?;
         let target = self.point(id, target).await?;
-        let is_on_line = self.is_on_line(id, head.point.record.seq, target.record.seq).await?;
+        let is_on_line = self.is_on_line(&head.point, target.record.seq).await?;
         let then = match target.ctx.workflow_id == head.ctx.workflow_id {
             true => None,
             false => Some(self.workflow_with_id(target.ctx.workflow_id, &head.name).await?),
@@ -477,8 +477,12 @@ impl Engine {
 
     /// Tells whether a point precedes another on its time line. Time lines leave the order of the numbers only where an
     /// operation went back, so that only these are looked at.
-    async fn is_on_line(&self, id: ExecutionId, head: Seq, target: Seq) -> Result<bool, EngineError> {
-        let mut at = head;
+    async fn is_on_line(&self, head: &Point, target: Seq) -> Result<bool, EngineError> {
+        // Whatever goes back leaves its number, so that the log need not be read where nothing went back since.
+        if head.ctx.generation <= target {
+            return Ok(true);
+        }
+        let (id, mut at) = (head.record.execution_id, head.record.seq);
         for operation in self.store.operations(id).await? {
             let goes_back =
                 matches!(operation.cause, Cause::Rollback { .. } | Cause::Undo { .. } | Cause::Redo { .. });

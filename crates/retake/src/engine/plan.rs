@@ -22,7 +22,7 @@ pub(super) use explanation::explain;
 pub use explanation::{Explanation, Reuse, Trigger};
 pub(super) use outcome::without_compensated;
 pub use request::{Edit, Effects, Extent, Redefine, Rollback};
-pub(super) use upstream::upstream;
+pub(super) use upstream::{Given, upstream};
 
 use self::draft::Draft;
 use self::lineage::Lineage;

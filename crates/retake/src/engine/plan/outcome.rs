@@ -6,6 +6,7 @@ use super::affected::{Affected, Changes, Judge};
 use super::draft::Draft;
 use super::effects::may_have_happened;
 use super::lineage::Lineage;
+use super::upstream::Given;
 use super::{
     Dropped, Effects, Happened, Known, NewState, Plan, PlannedChange, Rerun, Settled, VariableChange,
     compensated, settle_effects, upstream,
@@ -148,6 +149,7 @@ impl Draft<'_> {
     fn apply(&self, affected: &Affected) -> Result<NewState, (NodeId, String)> {
         let graph = self.known.workflow.graph();
         let changes = &self.changes;
+        let mut given = Given::new();
         let mut ctx = self.from.clone();
         for (name, base) in &self.bases {
             ctx.ledger.bases.set(name.clone(), Cell::new(base.clone()));
@@ -163,7 +165,8 @@ impl Draft<'_> {
             ctx.node_results.remove(&id);
             ctx.ledger.taken_back.remove(&id);
             if let Some((node, because)) = node.and_then(|node| Some((node, affected.get(&node)?))) {
-                let spare = (!changes.forced.contains_key(&node)).then(|| self.spare(node)).flatten();
+                let spare =
+                    (!changes.forced.contains_key(&node)).then(|| self.spare(node, &mut given)).flatten();
                 ctx.ledger.taken_back.set(id, Cell::new(TakenBack { because: because.clone(), spare }));
             }
         }
@@ -196,11 +199,11 @@ impl Draft<'_> {
     }
 
     /// Returns a result that may turn out to stand.
-    fn spare(&self, node: usize) -> Option<Spare> {
+    fn spare(&self, node: usize, given: &mut Given) -> Option<Spare> {
         let workflow = self.known.workflow;
         let result = self.from.get_node_result(&workflow.graph().id(node))?;
         result.output()?;
-        Some(Spare { result: result.clone(), upstream: upstream(workflow, &self.from, node) })
+        Some(Spare { result: result.clone(), upstream: upstream(workflow, &self.from, node, given) })
     }
 
     fn describe(self, mut after: NewState, settled: Settled, affected: &Affected) -> Plan {

@@ -4,7 +4,7 @@ use super::Run;
 use crate::engine::EngineError;
 use crate::engine::context::hash_now;
 use crate::engine::event::Event;
-use crate::engine::plan::upstream;
+use crate::engine::plan::{Given, upstream};
 use crate::execution::{NodeExecutionResult, Subject};
 use crate::store::Cause;
 
@@ -21,7 +21,8 @@ impl Run {
                 hash_now(&self.ctx, &read.subject) == read.hash
             }
         });
-        let is_spared = is_as_before && spare.upstream == upstream(&self.workflow, &self.ctx, node);
+        let is_spared =
+            is_as_before && spare.upstream == upstream(&self.workflow, &self.ctx, node, &mut Given::new());
         is_spared.then(|| NodeExecutionResult {
             because: Some(format!("spared: {}, and it would see what it saw", taken_back.because)),
             ..spare.result.clone()
