@@ -1,7 +1,7 @@
 //! What holds for every plan.
 
 use proptest::prelude::*;
-use proptest::test_runner::TestCaseError;
+use proptest::test_runner::{RngSeed, TestCaseError};
 
 use crate::flow::{self, Flow, NUMBERS, VARIABLES};
 use crate::trial::{Change, Redefinition, Trial};
@@ -9,10 +9,19 @@ use crate::trial::{Change, Redefinition, Trial};
 /// How many cases there are unless `PROPTEST_CASES` says otherwise.
 const CASES: u32 = 2_000;
 
+/// What the cases are drawn from unless `PROPTEST_CASES` or `PROPTEST_RNG_SEED` says otherwise: a run of all tests tries
+/// the same ones everywhere, and a search for new ones is long and drawn anew.
+const SEED: u64 = 1_936_203;
+
 pub(crate) fn config(cases: u32) -> ProptestConfig {
     let config = ProptestConfig::default();
-    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { config.cases } else { cases };
-    ProptestConfig { cases, ..config }
+    let is_set = |name| std::env::var_os(name).is_some();
+    let rng_seed = match is_set("PROPTEST_CASES") || is_set("PROPTEST_RNG_SEED") {
+        true => config.rng_seed,
+        false => RngSeed::Fixed(SEED),
+    };
+    let cases = if is_set("PROPTEST_CASES") { config.cases } else { cases };
+    ProptestConfig { cases, rng_seed, ..config }
 }
 
 fn set() -> impl Strategy<Value = std::collections::BTreeMap<usize, u64>> {
