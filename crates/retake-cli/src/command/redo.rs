@@ -4,13 +4,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 use retake::engine::address;
-use retake::store::Cause;
-use serde_json::json;
 
 use crate::app::App;
 use crate::command::rollback::EffectFlags;
+use crate::command::undo::tell;
 use crate::failure::Failure;
-use crate::wording;
 
 /// Do again what `retake undo` took back last.
 #[derive(Debug, Args)]
@@ -27,19 +25,7 @@ impl Redo {
         let engine = app.engine(app.store()?)?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let head = engine.redo(run.id, self.effects.choice(), app.operation()).await?;
-        let log = engine.store().operations(run.id).await?;
-        let done = log.iter().find(|record| record.after == head).map(|record| &record.cause);
-        let number = if let Some(Cause::Redo { operation }) = done { Some(*operation) } else { None };
-        let operation = log.iter().find(|record| Some(record.number) == number);
-        if app.output.json {
-            let command = operation.map(|operation| &operation.command);
-            app.output.document(&json!({
-                "execution": run.id, "name": run.name, "head": head, "operation": number, "command": command,
-            }));
-        } else {
-            let what = operation.map_or_else(String::new, |operation| wording::plain(&operation.command));
-            app.output.line(format!("did again `{what}`: {} is at @{head}", wording::plain(&run.name)));
-        }
+        tell(app, &engine, &run, head, "did again").await?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use retake::engine::address;
-use retake::store::Cause;
+use retake::engine::{Engine, address};
+use retake::store::{Cause, ExecutionRecord, Seq};
 use serde_json::json;
 
 use crate::app::App;
@@ -27,19 +27,35 @@ impl Undo {
         let engine = app.engine(app.store()?)?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let head = engine.undo(run.id, self.effects.choice(), app.operation()).await?;
-        let log = engine.store().operations(run.id).await?;
-        let done = log.iter().find(|record| record.after == head).map(|record| &record.cause);
-        let number = if let Some(Cause::Undo { operation }) = done { Some(*operation) } else { None };
-        let operation = log.iter().find(|record| Some(record.number) == number);
-        if app.output.json {
-            let command = operation.map(|operation| &operation.command);
-            app.output.document(&json!({
-                "execution": run.id, "name": run.name, "head": head, "operation": number, "command": command,
-            }));
-        } else {
-            let what = operation.map_or_else(String::new, |operation| wording::plain(&operation.command));
-            app.output.line(format!("took back `{what}`: {} is at @{head}", wording::plain(&run.name)));
-        }
+        tell(app, &engine, &run, head, "took back").await?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Tells which operation was taken back, or done again, by the point that this made.
+pub(crate) async fn tell(
+    app: &App,
+    engine: &Engine,
+    run: &ExecutionRecord,
+    head: Seq,
+    done: &str,
+) -> Result<(), Failure> {
+    let log = engine.store().operations(run.id).await?;
+    let cause = log.iter().find(|record| record.after == head).map(|record| &record.cause);
+    let number = if let Some(Cause::Undo { operation } | Cause::Redo { operation }) = cause {
+        Some(*operation)
+    } else {
+        None
+    };
+    let operation = log.iter().find(|record| Some(record.number) == number);
+    if app.output.json {
+        let command = operation.map(|operation| &operation.command);
+        app.output.document(&json!({
+            "execution": run.id, "name": run.name, "head": head, "operation": number, "command": command,
+        }));
+    } else {
+        let what = operation.map_or_else(String::new, |operation| wording::plain(&operation.command));
+        app.output.line(format!("{done} `{what}`: {} is at @{head}", wording::plain(&run.name)));
+    }
+    Ok(())
 }
