@@ -23,6 +23,7 @@ mod plan;
 mod planner;
 mod run;
 mod secret;
+mod undo;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -254,7 +255,7 @@ impl Engine {
                 head = self.store.commit(commit).await?.seq;
             }
         }
-        let undone_to = going_back::undone_to(&self.store.operations(id).await?);
+        let undone_to = undo::undone_to(&self.store.operations(id).await?);
         Ok(Resumed { workflow, name: record.name.into(), ctx, head, counter_actions, undone_to })
     }
 

@@ -1,4 +1,4 @@
-//! Going back, changing, forking, and taking that back. Each is worked out first, as a [`Plan`], and then is one commit.
+//! Going back, changing and forking. Each is worked out first, as a [`Plan`], and then is one commit.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,15 +8,15 @@ use serde_json::Value;
 use super::address::{self, Address, AddressError};
 use super::operation::AtRest;
 use super::plan::{
-    self, Dropped, Edit, Effects, Explanation, Happened, Known, NewState, Plan, PlannedChange, Point,
-    Redefinition, Reuse, Rollback,
+    self, Edit, Effects, Explanation, Known, NewState, Plan, PlannedChange, Point, Redefinition, Reuse,
+    Rollback,
 };
 use super::secret::Masks;
-use super::{Engine, EngineError, Names, Redefine, compensation};
+use super::{Engine, EngineError, Names, Redefine};
 use crate::execution::{Change, ExecutionContext, ExecutionId, ExecutionState, node_id};
 use crate::store::{
     Cause, CheckpointRecord, Conflict, HistoryPage, NewCheckpoint, NewExecution, NewOperation, NewWorkflow,
-    OperationRecord, Origin, Seq, StoreError, StoreExt, delta,
+    Origin, Seq, StoreError, StoreExt, delta,
 };
 use crate::workflow::{Effect, Node, Workflow};
 
@@ -56,10 +56,10 @@ impl Engine {
         request: &Rollback,
     ) -> Result<Plan, EngineError> {
         let head = self.head(id).await?;
-        let workflow = self.workflow_with_id(head.ctx.workflow_id, &head.name).await?;
+        let workflow = self.workflow_with_id(head.point.ctx.workflow_id, &head.name).await?;
         let target = self.point(id, target).await?;
         let is_on_line = self.is_on_line(&head.point, target.record.seq).await?;
-        let then = match target.ctx.workflow_id == head.ctx.workflow_id {
+        let then = match target.ctx.workflow_id == head.point.ctx.workflow_id {
             true => None,
             false => Some(self.workflow_with_id(target.ctx.workflow_id, &head.name).await?),
         };
@@ -97,7 +97,7 @@ impl Engine {
     pub async fn plan_edit(&self, id: ExecutionId, request: &Edit) -> Result<Plan, EngineError> {
         let head = self.head(id).await?;
         refuse_cancelled(&head)?;
-        let workflow = self.workflow_with_id(head.ctx.workflow_id, &head.name).await?;
+        let workflow = self.workflow_with_id(head.point.ctx.workflow_id, &head.name).await?;
         let (name, point) = (&head.name, &head.point);
         plan::edit(Known::of_head(name, &workflow, point), request)
     }
@@ -111,7 +111,7 @@ impl Engine {
     pub async fn plan_redefinition(&self, id: ExecutionId, request: Redefine) -> Result<Plan, EngineError> {
         let head = self.head(id).await?;
         refuse_cancelled(&head)?;
-        let workflow = self.workflow_with_id(head.ctx.workflow_id, &head.name).await?;
+        let workflow = self.workflow_with_id(head.point.ctx.workflow_id, &head.name).await?;
         let (name, point) = (&head.name, &head.point);
         let known = Known::of_head(name, &workflow, point);
         let new = self.redefinition(known, request.workflow)?;
@@ -310,119 +310,7 @@ impl Engine {
         Ok(explanation)
     }
 
-    /// Takes back the last operation that was not taken back yet: a rollback, an edit, a decision or a cancellation.
-    /// Returns the newest point, whose state is the one before that operation. What ran since stays in the history.
-    ///
-    /// # Errors
-    /// [`EngineError::NothingTo`]; [`EngineError::Irreversible`] as for a rollback; [`StoreError::Pruned`] where the
-    /// state before is gone.
-    pub async fn undo(
-        &self,
-        id: ExecutionId,
-        effects: Effects,
-        operation: NewOperation,
-    ) -> Result<Seq, EngineError> {
-        let last = |log: &[OperationRecord], _| {
-            let last = Log::read(log).done.pop()?;
-            Some((Cause::Undo { operation: last.number }, last.before))
-        };
-        self.turn_back(id, "undo", last, effects, operation).await
-    }
-
-    /// Does again what [`undo`](Self::undo) took back last. Returns the newest point, whose state is the one before
-    /// that undo.
-    ///
-    /// # Errors
-    /// As [`undo`](Self::undo). Once anything else was done after an undo, there is nothing to redo: it would be lost.
-    pub async fn redo(
-        &self,
-        id: ExecutionId,
-        effects: Effects,
-        operation: NewOperation,
-    ) -> Result<Seq, EngineError> {
-        let last = |log: &[OperationRecord], head| {
-            // What ran since the undo would be lost.
-            let is_untouched = log.first().is_some_and(|last| last.after == head);
-            let (undone, undo) = Log::read(log).undone.pop().filter(|_| is_untouched)?;
-            Some((Cause::Redo { operation: undone.number }, undo.before))
-        };
-        self.turn_back(id, "redo", last, effects, operation).await
-    }
-
-    /// Makes the state of the point that `choose` finds in the operation log the head.
-    async fn turn_back(
-        &self,
-        id: ExecutionId,
-        verb: &'static str,
-        choose: impl Fn(&[OperationRecord], Seq) -> Option<(Cause, Seq)>,
-        effects: Effects,
-        operation: NewOperation,
-    ) -> Result<Seq, EngineError> {
-        let rest = self.rest(id).await?;
-        let done = match self.store.operations(id).await {
-            Ok(log) => match choose(&log, rest.record.head) {
-                Some((cause, seq)) => self.return_to(&rest, seq, (cause, effects), operation).await,
-                None => Err(EngineError::NothingTo { name: rest.record.name.clone(), verb }),
-            },
-            Err(error) => Err(error.into()),
-        };
-        rest.end(done).await
-    }
-
-    async fn return_to(
-        &self,
-        rest: &AtRest,
-        seq: Seq,
-        (cause, effects): (Cause, Effects),
-        operation: NewOperation,
-    ) -> Result<Seq, EngineError> {
-        let id = rest.record.id;
-        let then = self.store.context(id, seq).await?;
-        let workflow = self.workflow_with_id(then.workflow_id, &rest.record.name).await?;
-        let head_workflow = self.workflow_with_id(rest.ctx.workflow_id, &rest.record.name).await?;
-        let mut after = NewState { ctx: then, writers: BTreeMap::new() };
-        // Whoever ran then runs no more.
-        if after.ctx.state == ExecutionState::Running {
-            after.ctx.state = ExecutionState::Paused;
-        }
-        after.ctx.generation = rest.record.head + 1;
-        after.ctx.ledger.turn = rest.ctx.ledger.turn;
-        after.ctx.ledger.spend = rest.ctx.ledger.spend;
-        match effects {
-            Effects::Again | Effects::Compensate => {
-                let (head, target) = (self.point(id, rest.record.head).await?, self.point(id, seq).await?);
-                let known = Known {
-                    name: &rest.record.name,
-                    workflow: &workflow,
-                    head_workflow: &head_workflow,
-                    head: &head,
-                    target: &target,
-                    is_on_line: false,
-                };
-                if let Some(without) = plan::without_compensated(known, &after.ctx)? {
-                    after = without;
-                }
-            }
-            Effects::Refuse | Effects::Keep => {}
-        }
-        let happened = Happened {
-            seq: rest.record.head,
-            workflow: &head_workflow,
-            ctx: &rest.ctx,
-            dropped: Dropped::Forgotten,
-        };
-        let settled = plan::settle_effects(happened, &workflow, &mut after, effects);
-        plan::refuse(effects, &settled.irreversible, &settled.compensated)?;
-        if after.ctx.state == ExecutionState::Completed && compensation::is_any_due(&after.ctx) {
-            after.ctx.state = ExecutionState::Paused;
-            after.ctx.completed_at = None;
-        }
-        let workflow = (rest.ctx.workflow_id != workflow.id()).then_some(workflow);
-        let change = PlannedChange { execution: id, effects, cause, parent: seq, base: seq, after, workflow };
-        self.commit_change(rest, change, operation).await
-    }
-
-    async fn commit_change(
+    pub(super) async fn commit_change(
         &self,
         rest: &AtRest,
         change: PlannedChange,
@@ -459,10 +347,10 @@ impl Engine {
     async fn head(&self, id: ExecutionId) -> Result<Head, EngineError> {
         let record = self.store.require(id).await?;
         let point = self.point(id, record.head).await?;
-        Ok(Head { name: record.name, ctx: point.ctx.clone(), point })
+        Ok(Head { name: record.name, point })
     }
 
-    async fn point(&self, id: ExecutionId, seq: Seq) -> Result<Point, EngineError> {
+    pub(super) async fn point(&self, id: ExecutionId, seq: Seq) -> Result<Point, EngineError> {
         let ctx = self.store.context(id, seq).await?;
         match self.record_of(id, seq).await? {
             Some(record) => Ok(Point { record, ctx }),
@@ -549,13 +437,12 @@ fn new_workflow(workflow: &Workflow) -> NewWorkflow {
 /// An execution's head.
 struct Head {
     name: String,
-    ctx: ExecutionContext,
     point: Point,
 }
 
 /// Refuses to change what is over: the change would set it going again, unsaid.
 fn refuse_cancelled(head: &Head) -> Result<(), EngineError> {
-    match head.ctx.state {
+    match head.point.ctx.state {
         ExecutionState::Cancelled => Err(EngineError::Cancelled { name: head.name.clone() }),
         ExecutionState::Running
         | ExecutionState::Paused
@@ -575,57 +462,4 @@ fn recorded_since(workflow: &Workflow, then: &ExecutionContext, now: &ExecutionC
     let mut nodes: Vec<usize> = ids.filter_map(|id| graph.index_of_id(id)).collect();
     nodes.sort_unstable();
     nodes.into_iter().map(|node| graph.name(node).to_owned()).collect()
-}
-
-/// Returns the point that an undo would return to.
-pub(super) fn undone_to(log: &[OperationRecord]) -> Option<Seq> {
-    Log::read(log).done.last().map(|last| last.before)
-}
-
-/// The operations that can be taken back, and those that were and can be done again.
-struct Log<'o> {
-    done: Vec<&'o OperationRecord>,
-    /// With the undo that took it back.
-    undone: Vec<(&'o OperationRecord, &'o OperationRecord)>,
-}
-
-impl<'o> Log<'o> {
-    /// Reads a log, which stands newest first.
-    fn read(log: &'o [OperationRecord]) -> Self {
-        let mut read = Self { done: Vec::new(), undone: Vec::new() };
-        for record in log.iter().rev() {
-            match &record.cause {
-                Cause::Undo { .. } => {
-                    if let Some(undone) = read.done.pop() {
-                        read.undone.push((undone, record));
-                    }
-                }
-                Cause::Redo { .. } => {
-                    if let Some((redone, _)) = read.undone.pop() {
-                        read.done.push(redone);
-                    }
-                }
-                Cause::Rollback { .. } | Cause::Edit | Cause::Approve { .. } | Cause::Cancel => {
-                    read.done.push(record);
-                    read.undone.clear();
-                }
-                // What ran from here on would be lost by a redo.
-                Cause::Resume => read.undone.clear(),
-                Cause::Start
-                | Cause::Nodes
-                | Cause::Interval
-                | Cause::Before { .. }
-                | Cause::LongNode { .. }
-                | Cause::Started { .. }
-                | Cause::Manual
-                | Cause::Save
-                | Cause::Pause
-                | Cause::Finish
-                | Cause::Compensate { .. }
-                | Cause::Fork { .. }
-                | Cause::Prune { .. } => {}
-            }
-        }
-        read
-    }
 }
