@@ -124,6 +124,16 @@ async fn output(engine: &Engine, outcome: &Outcome, node: &str) -> Option<Value>
     ctx.get_node_result(&node_id(node)).and_then(|record| record.output().cloned())
 }
 
+/// A secret `TOKEN`, and no other.
+#[derive(Debug)]
+struct OneSecret;
+
+impl retake::engine::Secrets for OneSecret {
+    fn secret(&self, name: &str) -> Option<String> {
+        (name == "TOKEN").then(|| "canary-5f2".to_owned())
+    }
+}
+
 /// A clock that follows the test runtime's time.
 #[derive(Debug)]
 struct TokioClock {

@@ -146,17 +146,10 @@ async fn a_pause_does_not_wait_for_a_wait() {
 
 #[tokio::test]
 async fn a_secret_is_masked_after_a_resume_though_nobody_looked_it_up_since() {
-    #[derive(Debug)]
-    struct One;
-    impl retake::engine::Secrets for One {
-        fn secret(&self, name: &str) -> Option<String> {
-            (name == "TOKEN").then(|| "canary-5f2".to_owned())
-        }
-    }
     let journal = Journal::default();
     let registry = journal.registry().with("says", async |_| Ok::<_, NodeError>("it is canary-5f2"));
     let engine =
-        Engine::new(Arc::new(MemoryStore::new())).with_registry(registry).with_secrets(Arc::new(One));
+        Engine::new(Arc::new(MemoryStore::new())).with_registry(registry).with_secrets(Arc::new(OneSecret));
     let workflow = Workflow::builder("secret")
         .checkpoints(always())
         .node("a", work().with(json!("${{ secrets.TOKEN }}")))

@@ -315,15 +315,8 @@ async fn an_external_node_is_marked_before_it_runs_and_is_not_blindly_run_again(
 
 #[tokio::test]
 async fn secrets_are_found_nowhere_in_the_store() {
-    #[derive(Debug)]
-    struct One;
-    impl retake::engine::Secrets for One {
-        fn secret(&self, name: &str) -> Option<String> {
-            (name == "TOKEN").then(|| "canary-5f2".to_owned())
-        }
-    }
     let journal = Journal::default();
-    let engine = engine(&journal).with_secrets(Arc::new(One));
+    let engine = engine(&journal).with_secrets(Arc::new(OneSecret));
     let workflow = Workflow::builder("secret")
         .checkpoints(always())
         .node("a", work().with(json!({"seen": "Bearer ${{ secrets.TOKEN }}"})).into("seen"))
