@@ -58,34 +58,19 @@ impl Engine {
         let head = self.head(id).await?;
         let workflow = self.workflow_with_id(head.point.ctx.workflow_id, &head.name).await?;
         let target = self.point(id, target).await?;
-        let is_on_line = self.is_on_line(&head.point, target.record.seq).await?;
-        let then = match target.ctx.workflow_id == head.point.ctx.workflow_id {
-            true => None,
-            false => Some(self.workflow_with_id(target.ctx.workflow_id, &head.name).await?),
-        };
-        let name = &head.name;
+        let then = self.workflow_with_id(target.ctx.workflow_id, &head.name).await?;
         // The state of another workflow comes back as a whole, with its workflow.
-        let Some(then) = then else {
-            let known = Known {
-                name,
-                workflow: &workflow,
-                head_workflow: &workflow,
-                head: &head.point,
-                target: &target,
-                is_on_line,
-            };
-            return plan::rollback(known, request);
-        };
+        let is_same = target.ctx.workflow_id == head.point.ctx.workflow_id;
         let known = Known {
-            name,
+            name: &head.name,
             workflow: &then,
             head_workflow: &workflow,
             head: &head.point,
             target: &target,
-            is_on_line: false,
+            is_on_line: is_same && self.is_on_line(&head.point, target.record.seq).await?,
         };
         let mut plan = plan::rollback(known, request)?;
-        plan.change.workflow = Some(then);
+        plan.change.workflow = (!is_same).then_some(then);
         Ok(plan)
     }
 
