@@ -13,8 +13,8 @@ impl Engine {
     /// Returns the newest point, whose state is the one before that operation. What ran since stays in the history.
     ///
     /// # Errors
-    /// [`EngineError::NothingTo`]; [`EngineError::Irreversible`] as for a rollback; [`StoreError::Pruned`] where the
-    /// state before is gone.
+    /// [`EngineError::NothingTo`]; [`EngineError::Irreversible`] as for a rollback; `Pruned`, of the
+    /// [store](crate::store::StoreError::Pruned), where the state before is gone.
     pub async fn undo(
         &self,
         id: ExecutionId,
