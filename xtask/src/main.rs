@@ -1,4 +1,4 @@
-//! The project's own tasks: `cargo xtask test`, `bench` and `crash`.
+//! The project's own tasks: `cargo xtask test`, `reliability`, `bench` and `crash`.
 
 use std::process::ExitCode;
 
@@ -9,6 +9,8 @@ const USAGE: &str = "\
 usage: cargo xtask TASK
 
   test          everything that must hold: formatting, lints, all tests with and without features, docs
+  reliability [--long] [--seed N] [TRIAL]...
+                faults, injected and counted; needs root
   bench [ARGS]  the ratios of docs/benchmarks.md, measured here and now
   crash [KILLS] the crash test alone, with so many kills (1000)";
 
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         match task.as_deref() {
             Some("test") if rest.is_empty() => test(&shell),
             Some("bench") => cmd!(shell, "cargo run --release -p retake-bench -- {rest...}").run(),
+            Some("reliability") => reliability(&shell, &rest),
             Some("crash") => crash(&shell, rest.first().map_or("1000", String::as_str)),
             Some(_) | None => {
                 say(USAGE);
@@ -59,7 +62,14 @@ fn test(shell: &Shell) -> xshell::Result<()> {
     cmd!(shell, "cargo doc -p retake --all-features --no-deps").run()?;
     // What has neither runtime nor driver is tested without them.
     cmd!(shell, "cargo test -p retake --no-default-features").run()?;
-    cmd!(shell, "cargo test --workspace --all-features").run()
+    cmd!(shell, "cargo test --workspace --all-features").run()?;
+    reliability(shell, &[])
+}
+
+/// Builds as the tests are built, so that nothing is built twice.
+fn reliability(shell: &Shell, arguments: &[String]) -> xshell::Result<()> {
+    cmd!(shell, "cargo build --workspace --all-features --bins").run()?;
+    cmd!(shell, "target/debug/retake-reliability {arguments...}").run()
 }
 
 /// Proves that the three modules without I/O build without a runtime and without a driver.

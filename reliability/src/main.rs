@@ -1,0 +1,90 @@
+//! Injects faults and counts them: what was injected, what was acknowledged before, and what of that is lost after.
+//!
+//! Every trial prints its seed, how many injections provably happened, and its figure; and each has a control, the same
+//! trial with one protection taken away, which must fail. See `docs/reliability.md` for what each shows.
+
+mod child;
+mod report;
+
+use std::process::ExitCode;
+
+use crate::report::Report;
+
+/// What goes wrong here ends a trial: it has nothing to recover.
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// How much is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effort {
+    /// As much as every run of the tests can afford.
+    Short,
+    /// Enough to go looking for what is rare.
+    Long,
+}
+
+/// What a trial is told.
+#[derive(Debug, Clone, Copy)]
+struct Settings {
+    effort: Effort,
+    /// Repeats what a trial drew.
+    seed: u64,
+}
+
+impl Settings {
+    /// Returns how many for this effort.
+    fn pick(self, short: usize, long: usize) -> usize {
+        match self.effort {
+            Effort::Short => short,
+            Effort::Long => long,
+        }
+    }
+}
+
+/// One kind of fault, or several that belong together.
+struct Trial {
+    name: &'static str,
+    run: fn(Settings) -> Outcome<Report>,
+}
+
+/// All trials, in the order in which they run.
+const TRIALS: &[Trial] = &[];
+
+const USAGE: &str = "\
+usage: retake-reliability [--long] [--seed N] [TRIAL]...
+
+Runs the named trials, or all of them. They need root: they mount file systems and trace processes.";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if(|argument| argument == child::ARGUMENT).is_some() {
+        return child::run(&arguments.collect::<Vec<_>>());
+    }
+    let mut settings = Settings { effort: Effort::Short, seed: fastrand::u64(..) };
+    let mut chosen = Vec::new();
+    while let Some(argument) = arguments.next() {
+        match TRIALS.iter().find(|trial| trial.name == argument) {
+            Some(trial) => chosen.push(trial),
+            None if argument == "--long" => settings.effort = Effort::Long,
+            None if argument == "--seed" => match arguments.next().and_then(|seed| seed.parse().ok()) {
+                Some(seed) => settings.seed = seed,
+                None => return misused("--seed wants a number"),
+            },
+            None => return misused(&format!("unknown argument `{argument}`")),
+        }
+    }
+    if chosen.is_empty() {
+        chosen.extend(TRIALS);
+    }
+    // All run, so that one look shows all that fails.
+    let held = chosen.iter().filter(|trial| report::tell(trial.name, settings.seed, &(trial.run)(settings)));
+    match held.count() == chosen.len() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+fn misused(why: &str) -> ExitCode {
+    let names: Vec<&str> = TRIALS.iter().map(|trial| trial.name).collect();
+    report::complain(&format!("error: {why}\n{USAGE}\ntrials: {}", names.join(", ")));
+    ExitCode::from(2)
+}
