@@ -17,6 +17,8 @@ mod commit;
 mod db;
 mod keeper;
 mod lease;
+mod link;
+mod migration;
 mod owner;
 mod prune;
 mod query;

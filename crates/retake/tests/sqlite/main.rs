@@ -2,7 +2,9 @@
 #![cfg(feature = "sqlite")]
 #![expect(clippy::unwrap_used, reason = "what the helpers of these tests unwrap is what the tests assert")]
 
+mod chain;
 mod damage;
+mod formats;
 mod opening;
 mod processes;
 mod space;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use retake::store::{self, CheckpointRecord, SqliteStore, Store, StoreError, StoreExt};
+use retake::store::{self, CheckpointRecord, FORMAT, SqliteStore, Store, StoreError, StoreExt};
 use rusqlite::Connection;
 
 use super::*;
@@ -50,7 +50,7 @@ async fn a_newer_format_is_refused_and_the_file_stays_as_it_is() {
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 9).unwrap();
     let before = std::fs::read(&path).unwrap();
     let error = SqliteStore::open(&path).unwrap_err();
-    assert!(matches!(error, StoreError::NewerFormat { found: 9, supported: 1, .. }), "{error}");
+    assert!(matches!(error, StoreError::NewerFormat { found: 9, supported: FORMAT, .. }), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
 

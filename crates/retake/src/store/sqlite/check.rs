@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use super::chain;
 use super::db::{self, Db};
 use super::lease;
+use super::link::{self, Break, Walk};
 use super::query;
-use super::row::{self, ExecutionRow};
+use super::row::{self, CheckpointRow, ExecutionRow, checkpoint_columns, operation_columns};
 use super::workflow;
 use crate::execution::ExecutionId;
 use crate::store::{Image, Key, Report, Seq, StoreError, context};
@@ -108,6 +109,7 @@ impl Check<'_> {
                 self.workflows_of(&execution);
                 self.checkpoints(&execution);
                 self.operations(&execution);
+                self.joints(&execution);
             }
         }
     }
@@ -160,13 +162,89 @@ impl Check<'_> {
         let sql = "SELECT number FROM operations WHERE execution = ?1 ORDER BY number";
         for number in self.keys("operations", sql, &[execution.key]) {
             let operation = self.db.first(
-                "SELECT execution, number, at, who, command, cause, head_before, head_after, checksum \
-                 FROM operations WHERE execution = ?1 AND number = ?2",
+                concat!(
+                    "SELECT ",
+                    operation_columns!(),
+                    " FROM operations WHERE execution = ?1 AND number = ?2"
+                ),
                 [execution.key, number],
                 |_| format!("operation {number} of execution {}", execution.record.id),
                 row::operation,
             );
             self.try_read(operation);
+        }
+    }
+
+    /// Looks at whether each point and each operation joins the one before it.
+    fn joints(&mut self, execution: &ExecutionRow) {
+        let id = execution.record.id;
+        let gaps = link::gaps(self.db, execution);
+        let Some(gaps) = self.try_read(gaps) else { return };
+        let mut points = Walk::new(id, gaps);
+        let sql =
+            concat!("SELECT ", checkpoint_columns!(), " FROM checkpoints WHERE execution = ?1 ORDER BY seq");
+        let broken = self.db.all(
+            sql,
+            [execution.key],
+            |_| format!("the history of execution {id}"),
+            |row| {
+                let link = CheckpointRow::read(&execution.record, row).ok().map(|point| point.link);
+                let columns = db::columns(row, 15)?;
+                Ok(points.step(db::count(row, 1)?, link, |before| row::checkpoint_link(before, &columns)))
+            },
+        );
+        let broken = self.try_read(broken).unwrap_or_default();
+        let end = points.end(execution.record.head, &execution.link);
+        for found in broken.into_iter().chain([end]).flatten() {
+            self.report.problems.push(match found {
+                Break::Missing { first, last } if first == last => {
+                    format!("checkpoint @{first} of execution {id} is missing, and was not pruned")
+                }
+                Break::Missing { first, last } => {
+                    format!("checkpoints @{first} to @{last} of execution {id} are missing, and were not all pruned")
+                }
+                Break::Moved(seq) => {
+                    format!("checkpoint @{seq} of execution {id} is not the one that followed the point before it")
+                }
+            });
+        }
+        self.log_joints(execution);
+    }
+
+    fn log_joints(&mut self, execution: &ExecutionRow) {
+        let id = execution.record.id;
+        let mut operations = Walk::new(id, Vec::new());
+        let mut last = 0;
+        let sql =
+            concat!("SELECT ", operation_columns!(), " FROM operations WHERE execution = ?1 ORDER BY number");
+        let broken = self.db.all(
+            sql,
+            [execution.key],
+            |_| format!("the operation log of execution {id}"),
+            |row| {
+                let link = row::operation(row).and_then(|_| db::link(row, 8)).ok();
+                let columns = db::columns(row, 8)?;
+                last = db::count(row, 1)?;
+                Ok(operations.step(last, link, |before| link::next(before, "operations", columns)))
+            },
+        );
+        let broken = self.try_read(broken).unwrap_or_default();
+        // How many there were is not known but by the last link.
+        let end = operations.end(last, &execution.log_link).map(|_| Break::Missing { first: last + 1, last });
+        for found in broken.into_iter().chain([end]).flatten() {
+            self.report.problems.push(match found {
+                Break::Missing { first, last } if first > last => {
+                    format!("operations after {last} of execution {id} are missing")
+                }
+                Break::Missing { first, last } => {
+                    format!("operations {first} to {last} of execution {id} are missing")
+                }
+                Break::Moved(number) => {
+                    format!(
+                        "operation {number} of execution {id} is not the one that followed the one before it"
+                    )
+                }
+            });
         }
     }
 

@@ -4,6 +4,7 @@ use super::Shared;
 use super::body::{self, Body};
 use super::chain;
 use super::db::{self, Db};
+use super::link;
 use super::row::{self, CheckpointRow, ExecutionRow};
 use super::workflow;
 use super::writer::Aftermath;
@@ -72,6 +73,8 @@ pub(super) fn create(
         floor: chain::FLOOR_MIN,
         slack: 0,
         slack_max: chain::FLOOR_MIN,
+        link: link::start(new.id),
+        log_link: link::start(new.id),
     };
     execution.insert(db)?;
     let workflow = NewWorkflow {
@@ -180,10 +183,10 @@ fn append(
         size_bytes: length as u64,
         compressed: body.is_some_and(|body| body.compressed),
     };
-    CheckpointRow { delta, record: record.clone() }.insert(db, execution.key)?;
+    CheckpointRow::insert(db, execution, delta, &record)?;
     if let Some(operation) = &checkpoint.operation {
         let (at, cause) = (record.created_at, record.cause.clone());
-        log(db, execution.key, Note { at, cause, operation: operation.clone() }, (before, record.seq))?;
+        log(db, execution, Note { at, cause, operation: operation.clone() }, (before, record.seq))?;
     }
     for request in &checkpoint.answers {
         withdraw(db, execution.key, *request)?;
@@ -219,22 +222,24 @@ fn is_taken(db: &Db, id: CheckpointId) -> Result<bool, StoreError> {
 
 /// Writes an operation that makes no checkpoint into the log.
 pub(super) fn note(db: &Db, id: ExecutionId, note: &Note) -> Result<OperationRecord, StoreError> {
-    let execution = ExecutionRow::require(db, id)?;
+    let mut execution = ExecutionRow::require(db, id)?;
     let head = execution.record.head;
-    log(db, execution.key, note.clone(), (head, head))
+    let operation = log(db, &mut execution, note.clone(), (head, head))?;
+    execution.update(db)?;
+    Ok(operation)
 }
 
-/// Writes an operation into the log, with the head before and after it.
+/// Writes an operation into the log, with the head before and after it. The execution's row is written by the caller.
 fn log(
     db: &Db,
-    execution: i64,
+    execution: &mut ExecutionRow,
     note: Note,
     (before, after): (Seq, Seq),
 ) -> Result<OperationRecord, StoreError> {
     let last = db
         .first(
             "SELECT coalesce(max(number), 0) FROM operations WHERE execution = ?1",
-            [execution],
+            [execution.key],
             |_| "the newest operation".to_owned(),
             |row| db::count(row, 0),
         )?

@@ -276,38 +276,59 @@ fn no_room_beside(path: &Path) -> bool {
 ///
 /// The keys are among the values, so that rows which have changed places are found.
 fn checksum<'a>(table: &str, values: impl Iterator<Item = ValueRef<'a>>) -> [u8; 8] {
-    let mut hasher = blake3::Hasher::new();
-    let mut feed = |tag: u8, bytes: &[u8]| {
-        hasher.update(&[tag]);
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    };
-    feed(b'#', table.as_bytes());
-    for value in values {
+    let mut hash = Hash::of(table);
+    values.for_each(|value| hash.value(value));
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.finish()[..8]);
+    first
+}
+
+/// A hash over what SQLite keeps, in which no two lists of values are alike.
+#[derive(Debug)]
+pub(super) struct Hash(blake3::Hasher);
+
+impl Hash {
+    /// Begins the hash of a table's row, or of something else with a name.
+    pub(super) fn of(name: &str) -> Self {
+        let mut hash = Self(blake3::Hasher::new());
+        hash.feed(b'#', name.as_bytes());
+        hash
+    }
+
+    pub(super) fn value(&mut self, value: ValueRef<'_>) {
         match value {
-            ValueRef::Null => feed(b'n', &[]),
-            ValueRef::Integer(number) => feed(b'i', &number.to_le_bytes()),
-            ValueRef::Real(number) => feed(b'r', &number.to_le_bytes()),
-            ValueRef::Text(text) => feed(b't', text),
-            ValueRef::Blob(bytes) => feed(b'b', bytes),
+            ValueRef::Null => self.feed(b'n', &[]),
+            ValueRef::Integer(number) => self.feed(b'i', &number.to_le_bytes()),
+            ValueRef::Real(number) => self.feed(b'r', &number.to_le_bytes()),
+            ValueRef::Text(text) => self.feed(b't', text),
+            ValueRef::Blob(bytes) => self.feed(b'b', bytes),
         }
     }
-    let mut first = [0; 8];
-    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-    first
+
+    pub(super) fn finish(&self) -> [u8; 32] {
+        self.0.finalize().into()
+    }
+
+    fn feed(&mut self, tag: u8, bytes: &[u8]) {
+        self.0.update(&[tag]);
+        self.0.update(&(bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
 }
 
 /// Verifies a row whose last column is the checksum of the `columns` before it.
 pub(super) fn verify(table: &str, row: &Row<'_>, columns: usize) -> Result<(), Damage> {
-    let mut values = Vec::with_capacity(columns);
-    for column in 0..columns {
-        values.push(row.get_ref(column).map_err(|error| error.to_string())?);
-    }
+    let values = self::columns(row, columns)?;
     if blob(row, columns)? == checksum(table, values.into_iter()) {
         Ok(())
     } else {
         Err("its checksum does not match".to_owned())
     }
+}
+
+/// Returns the first columns of a row, as they are.
+pub(super) fn columns<'row>(row: &'row Row<'_>, columns: usize) -> Result<Vec<ValueRef<'row>>, Damage> {
+    (0..columns).map(|column| row.get_ref(column).map_err(|error| error.to_string())).collect()
 }
 
 /// Returns a column as it would be shown, whatever is in it: for the names of damaged rows.
@@ -347,6 +368,11 @@ pub(super) fn optional_text(row: &Row<'_>, column: usize) -> Result<Option<Strin
 pub(super) fn blob<'row>(row: &'row Row<'_>, column: usize) -> Result<&'row [u8], Damage> {
     let value = row.get_ref(column).map_err(|error| error.to_string())?;
     value.as_blob().map_err(|error| error.to_string())
+}
+
+/// Reads the link of a chain.
+pub(super) fn link(row: &Row<'_>, column: usize) -> Result<[u8; 32], Damage> {
+    blob(row, column)?.try_into().map_err(|_| "its link is not 32 bytes long".to_owned())
 }
 
 pub(super) fn id(row: &Row<'_>, column: usize) -> Result<Uuid, Damage> {

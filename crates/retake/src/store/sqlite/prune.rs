@@ -17,6 +17,7 @@ use super::Shared;
 use super::body;
 use super::chain::{self, FLOOR_MIN, ROW_WEIGHT};
 use super::db::{self, Db};
+use super::link;
 use super::row::ExecutionRow;
 use super::workflow;
 use crate::execution::ExecutionId;
@@ -35,6 +36,13 @@ pub(super) fn prune(db: &Db, id: ExecutionId, keep: usize) -> Result<usize, Stor
         "SELECT delta FROM checkpoints WHERE execution = ?1 AND seq < ?2 AND label IS NULL",
         &[execution.key, oldest_kept],
     )?;
+    let pruned = db.all(
+        "SELECT seq, link FROM checkpoints WHERE execution = ?1 AND seq < ?2 AND label IS NULL ORDER BY seq",
+        [execution.key, oldest_kept],
+        |_| "the table of checkpoints".to_owned(),
+        |row| Ok((db::count(row, 0)?, db::link(row, 1)?)),
+    )?;
+    link::prune(db, &execution, &pruned)?;
     let sql = "DELETE FROM checkpoints WHERE execution = ?1 AND seq < ?2 AND label IS NULL";
     let gone = db.run(sql, [execution.key, oldest_kept])?;
     if gone == 0 {
@@ -54,6 +62,7 @@ pub(super) fn delete(db: &Db, shared: &Shared, id: ExecutionId) -> Result<usize,
     let key = execution.key;
     let deltas = deltas(db, "SELECT delta FROM checkpoints WHERE execution = ?1", &[key])?;
     let gone = db.run("DELETE FROM checkpoints WHERE execution = ?1", [key])?;
+    db.run("DELETE FROM gaps WHERE execution = ?1", [key])?;
     db.run("DELETE FROM operations WHERE execution = ?1", [key])?;
     db.run("DELETE FROM requests WHERE execution = ?1", [key])?;
     db.run("DELETE FROM execution_workflows WHERE execution = ?1", [key])?;

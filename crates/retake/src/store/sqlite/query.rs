@@ -3,7 +3,9 @@
 use super::Shared;
 use super::chain;
 use super::db::{self, Db};
-use super::row::{self, CheckpointRow, ExecutionRow, checkpoint_columns, execution_columns};
+use super::row::{
+    self, CheckpointRow, ExecutionRow, checkpoint_columns, execution_columns, operation_columns,
+};
 use crate::checkpoint::CheckpointId;
 use crate::execution::ExecutionId;
 use crate::store::{
@@ -140,8 +142,11 @@ pub(super) fn state(db: &Db, id: ExecutionId, seq: Seq) -> Result<Image, StoreEr
 pub(super) fn operations(db: &Db, id: ExecutionId) -> Result<Vec<OperationRecord>, StoreError> {
     let Some(execution) = ExecutionRow::by_id(db, id)? else { return Ok(Vec::new()) };
     db.all(
-        "SELECT execution, number, at, who, command, cause, head_before, head_after, checksum FROM operations \
-         WHERE execution = ?1 ORDER BY number DESC",
+        concat!(
+            "SELECT ",
+            operation_columns!(),
+            " FROM operations WHERE execution = ?1 ORDER BY number DESC"
+        ),
         [execution.key],
         |row| format!("operation {} of execution {id}", db::shown(row, 1)),
         row::operation,

@@ -5,6 +5,7 @@ use rusqlite::types::ValueRef;
 use uuid::Uuid;
 
 use super::db::{self, Damage, Db};
+use super::link::{self, Link};
 use crate::execution::ExecutionId;
 use crate::store::{CheckpointRecord, ExecutionRecord, OperationRecord, Origin, Seq, StoreError};
 
@@ -12,7 +13,8 @@ use crate::store::{CheckpointRecord, ExecutionRecord, OperationRecord, Origin, S
 macro_rules! execution_columns {
     () => {
         "key, id, name, workflow, workflow_name, state, state_name, head, created_at, updated_at, origin_id, \
-         origin_seq, fence, owner, owner_id, lease_until, weight, floor, slack, slack_max, spend, checksum"
+         origin_seq, fence, owner, owner_id, lease_until, weight, floor, slack, slack_max, spend, link, log_link, \
+         checksum"
     };
 }
 pub(super) use execution_columns;
@@ -21,10 +23,18 @@ pub(super) use execution_columns;
 macro_rules! checkpoint_columns {
     () => {
         "execution, seq, id, parent, delta, created_at, cause, label, state, completed_nodes, size_bytes, \
-         compressed, nodes, workflow, spend, checksum"
+         compressed, nodes, workflow, spend, link, checksum"
     };
 }
 pub(super) use checkpoint_columns;
+
+/// The columns of a row of `operations`, in the order of its checksum.
+macro_rules! operation_columns {
+    () => {
+        "execution, number, at, who, command, cause, head_before, head_after, link, checksum"
+    };
+}
+pub(super) use operation_columns;
 
 /// A row of `executions`.
 #[derive(Debug, Clone)]
@@ -44,6 +54,10 @@ pub(super) struct ExecutionRow {
     pub(super) slack: i64,
     /// How much `slack` may be before squashing is due.
     pub(super) slack_max: i64,
+    /// That of the head.
+    pub(super) link: Link,
+    /// That of the last operation.
+    pub(super) log_link: Link,
 }
 
 /// Who took a lease, and until when.
@@ -62,6 +76,8 @@ pub(super) struct Holder {
 pub(super) struct CheckpointRow {
     pub(super) delta: i64,
     pub(super) record: CheckpointRecord,
+    /// Joins it to the point before it.
+    pub(super) link: Link,
 }
 
 impl ExecutionRow {
@@ -92,7 +108,7 @@ impl ExecutionRow {
     }
 
     pub(super) fn read(row: &Row<'_>) -> Result<Self, Damage> {
-        db::verify("executions", row, 21)?;
+        db::verify("executions", row, 23)?;
         let origin = match (db::optional_id(row, 10)?, db::optional_integer(row, 11)?) {
             (Some(execution_id), Some(_)) => Some(Origin { execution_id, seq: db::count(row, 11)? }),
             (Some(_) | None, _) => None,
@@ -122,6 +138,8 @@ impl ExecutionRow {
             floor: db::integer(row, 17)?,
             slack: db::integer(row, 18)?,
             slack_max: db::integer(row, 19)?,
+            link: db::link(row, 21)?,
+            log_link: db::link(row, 22)?,
         })
     }
 
@@ -132,7 +150,7 @@ impl ExecutionRow {
                 "INSERT INTO executions (",
                 execution_columns!(),
                 ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, \
-                 ?20, ?21, ?22)"
+                 ?20, ?21, ?22, ?23, ?24)"
             ),
         )
     }
@@ -143,7 +161,8 @@ impl ExecutionRow {
             db,
             "UPDATE executions SET workflow = ?4, workflow_name = ?5, state = ?6, state_name = ?7, head = ?8, \
              updated_at = ?10, fence = ?13, owner = ?14, owner_id = ?15, lease_until = ?16, weight = ?17, \
-             floor = ?18, slack = ?19, slack_max = ?20, spend = ?21, checksum = ?22 WHERE key = ?1",
+             floor = ?18, slack = ?19, slack_max = ?20, spend = ?21, link = ?22, log_link = ?23, checksum = ?24 \
+             WHERE key = ?1",
         )
     }
 
@@ -153,7 +172,7 @@ impl ExecutionRow {
             db,
             "UPDATE executions SET state = ?6, state_name = ?7, head = ?8, updated_at = ?10, fence = ?13, \
              owner = ?14, owner_id = ?15, lease_until = ?16, weight = ?17, floor = ?18, slack = ?19, \
-             slack_max = ?20, spend = ?21, checksum = ?22 WHERE key = ?1",
+             slack_max = ?20, spend = ?21, link = ?22, log_link = ?23, checksum = ?24 WHERE key = ?1",
         )
     }
 
@@ -186,6 +205,8 @@ impl ExecutionRow {
             ValueRef::Integer(self.slack),
             ValueRef::Integer(self.slack_max),
             ValueRef::Blob(&spend),
+            ValueRef::Blob(&self.link),
+            ValueRef::Blob(&self.log_link),
         ];
         db.put("executions", sql, &values)
     }
@@ -219,7 +240,7 @@ impl CheckpointRow {
     }
 
     pub(super) fn read(execution: &ExecutionRecord, row: &Row<'_>) -> Result<Self, Damage> {
-        db::verify("checkpoints", row, 15)?;
+        db::verify("checkpoints", row, 16)?;
         let parent = match db::optional_integer(row, 3)? {
             Some(_) => Some(db::count(row, 3)?),
             None => None,
@@ -240,22 +261,27 @@ impl CheckpointRow {
             size_bytes: db::count(row, 10)?,
             compressed: db::integer(row, 11)? != 0,
         };
-        Ok(Self { delta: db::integer(row, 4)?, record })
+        Ok(Self { delta: db::integer(row, 4)?, record, link: db::link(row, 15)? })
     }
 
-    pub(super) fn insert(&self, db: &Db, execution: i64) -> Result<(), StoreError> {
-        let record = &self.record;
+    /// Writes a point that follows the last one of an execution's chain.
+    pub(super) fn insert(
+        db: &Db,
+        execution: &mut ExecutionRow,
+        delta: i64,
+        record: &CheckpointRecord,
+    ) -> Result<(), StoreError> {
         let cause = db::to_json("the cause", &record.cause)?;
         let nodes = db::to_json("the nodes", &record.nodes)?;
         let state = db::to_json("the state", &record.state)?;
         let parent = record.parent.map(|seq| db::stored("the parent", seq)).transpose()?;
         let spend = db::to_packed("the spend", &record.spend)?;
         let values = [
-            ValueRef::Integer(execution),
+            ValueRef::Integer(execution.key),
             ValueRef::Integer(db::stored("the point", record.seq)?),
             ValueRef::Blob(record.id.as_bytes()),
             parent.map_or(ValueRef::Null, ValueRef::Integer),
-            ValueRef::Integer(self.delta),
+            ValueRef::Integer(delta),
             ValueRef::Integer(db::nanoseconds("the creation", record.created_at)?),
             ValueRef::from(cause.as_str()),
             record.label.as_deref().map_or(ValueRef::Null, ValueRef::from),
@@ -267,21 +293,29 @@ impl CheckpointRow {
             ValueRef::Blob(record.workflow_id.as_bytes()),
             ValueRef::Blob(&spend),
         ];
+        execution.link = checkpoint_link(&execution.link, &values);
+        let values = [&values[..], &[ValueRef::Blob(&execution.link)]].concat();
         db.put(
             "checkpoints",
             concat!(
                 "INSERT INTO checkpoints (",
                 checkpoint_columns!(),
-                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)"
+                ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)"
             ),
             &values,
         )
     }
 }
 
+/// Returns the link of a point from its columns. Its delta is not in it: squashing may put another in its place.
+pub(super) fn checkpoint_link(before: &Link, columns: &[ValueRef<'_>]) -> Link {
+    let kept = columns.iter().enumerate().filter(|(place, _)| *place != 4).map(|(_, value)| *value);
+    link::next(before, "checkpoints", kept)
+}
+
 /// Reads a row of `operations`: number, at, who, command, cause, before and after from column 1 on.
 pub(super) fn operation(row: &Row<'_>) -> Result<OperationRecord, Damage> {
-    db::verify("operations", row, 8)?;
+    db::verify("operations", row, 9)?;
     Ok(OperationRecord {
         number: db::count(row, 1)?,
         at: db::time(row, 2)?,
@@ -295,12 +329,12 @@ pub(super) fn operation(row: &Row<'_>) -> Result<OperationRecord, Damage> {
 
 pub(super) fn insert_operation(
     db: &Db,
-    execution: i64,
+    execution: &mut ExecutionRow,
     operation: &OperationRecord,
 ) -> Result<(), StoreError> {
     let cause = db::to_json("the cause", &operation.cause)?;
     let values = [
-        ValueRef::Integer(execution),
+        ValueRef::Integer(execution.key),
         ValueRef::Integer(db::stored("the operation", operation.number)?),
         ValueRef::Integer(db::nanoseconds("the operation", operation.at)?),
         ValueRef::from(operation.who.as_str()),
@@ -309,10 +343,15 @@ pub(super) fn insert_operation(
         ValueRef::Integer(db::stored("the head", operation.before)?),
         ValueRef::Integer(db::stored("the head", operation.after)?),
     ];
+    execution.log_link = link::next(&execution.log_link, "operations", values);
+    let values = [&values[..], &[ValueRef::Blob(&execution.log_link)]].concat();
     db.put(
         "operations",
-        "INSERT INTO operations (execution, number, at, who, command, cause, head_before, head_after, checksum) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        concat!(
+            "INSERT INTO operations (",
+            operation_columns!(),
+            ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
+        ),
         &values,
     )
 }

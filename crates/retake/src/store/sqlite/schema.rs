@@ -9,10 +9,11 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 use super::db::Db;
+use super::migration::MIGRATIONS;
 use crate::store::StoreError;
 
 /// The format that this version writes, and the newest that it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// What marks a SQLite file as ours: `RETK`.
 const APPLICATION_ID: u32 = 0x5245_544B;
@@ -34,112 +35,6 @@ const OPEN_PAUSE: Duration = Duration::from_millis(20);
 
 /// The first bytes of every SQLite file.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
-
-/// What leads from each format to the next, in order.
-const MIGRATIONS: &[(u32, &str)] = &[(1, FORMAT_1)];
-
-const FORMAT_1: &str = "
-CREATE TABLE executions (
-    key           INTEGER PRIMARY KEY,
-    id            BLOB NOT NULL UNIQUE,
-    name          TEXT NOT NULL UNIQUE,
-    workflow      BLOB NOT NULL,
-    workflow_name TEXT NOT NULL,
-    state         TEXT NOT NULL,
-    state_name    TEXT NOT NULL,
-    head          INTEGER NOT NULL,
-    created_at    INTEGER NOT NULL,
-    updated_at    INTEGER NOT NULL,
-    origin_id     BLOB,
-    origin_seq    INTEGER,
-    fence         INTEGER NOT NULL,
-    owner         TEXT,
-    owner_id      BLOB,
-    lease_until   INTEGER,
-    weight        INTEGER NOT NULL,
-    floor         INTEGER NOT NULL,
-    slack         INTEGER NOT NULL,
-    slack_max     INTEGER NOT NULL,
-    spend         BLOB NOT NULL,
-    checksum      BLOB NOT NULL
-);
-CREATE INDEX executions_by_creation ON executions (created_at, id);
-CREATE INDEX executions_by_origin ON executions (origin_id, created_at, id) WHERE origin_id IS NOT NULL;
-
-CREATE TABLE workflows (
-    id            BLOB PRIMARY KEY,
-    definition    BLOB NOT NULL,
-    checksum      BLOB NOT NULL
-) WITHOUT ROWID;
-
-CREATE TABLE execution_workflows (
-    execution     INTEGER NOT NULL REFERENCES executions,
-    workflow      BLOB NOT NULL REFERENCES workflows,
-    checksum      BLOB NOT NULL,
-    PRIMARY KEY (execution, workflow)
-) WITHOUT ROWID;
-CREATE INDEX execution_workflows_by_workflow ON execution_workflows (workflow);
-
-CREATE TABLE deltas (
-    key           INTEGER PRIMARY KEY,
-    base          INTEGER REFERENCES deltas,
-    body          BLOB NOT NULL,
-    checksum      BLOB NOT NULL
-);
-CREATE INDEX deltas_by_base ON deltas (base) WHERE base IS NOT NULL;
-
-CREATE TABLE keyframes (
-    delta         INTEGER PRIMARY KEY REFERENCES deltas,
-    size          INTEGER NOT NULL,
-    body          BLOB NOT NULL,
-    checksum      BLOB NOT NULL
-);
-
-CREATE TABLE checkpoints (
-    execution       INTEGER NOT NULL,
-    seq             INTEGER NOT NULL,
-    id              BLOB NOT NULL UNIQUE,
-    parent          INTEGER,
-    delta           INTEGER NOT NULL REFERENCES deltas,
-    created_at      INTEGER NOT NULL,
-    cause           TEXT NOT NULL,
-    label           TEXT,
-    state           TEXT NOT NULL,
-    completed_nodes INTEGER NOT NULL,
-    size_bytes      INTEGER NOT NULL,
-    compressed      INTEGER NOT NULL,
-    nodes           TEXT NOT NULL,
-    workflow        BLOB NOT NULL,
-    spend           BLOB NOT NULL,
-    checksum        BLOB NOT NULL,
-    PRIMARY KEY (execution, seq),
-    FOREIGN KEY (execution, workflow) REFERENCES execution_workflows
-) WITHOUT ROWID;
-CREATE INDEX checkpoints_by_delta ON checkpoints (delta);
-CREATE INDEX checkpoints_by_label ON checkpoints (execution, label) WHERE label IS NOT NULL;
-
-CREATE TABLE operations (
-    execution     INTEGER NOT NULL REFERENCES executions,
-    number        INTEGER NOT NULL,
-    at            INTEGER NOT NULL,
-    who           TEXT NOT NULL,
-    command       TEXT NOT NULL,
-    cause         TEXT NOT NULL,
-    head_before   INTEGER NOT NULL,
-    head_after    INTEGER NOT NULL,
-    checksum      BLOB NOT NULL,
-    PRIMARY KEY (execution, number)
-) WITHOUT ROWID;
-
-CREATE TABLE requests (
-    key           INTEGER PRIMARY KEY,
-    execution     INTEGER NOT NULL REFERENCES executions,
-    id            BLOB NOT NULL UNIQUE,
-    body          TEXT NOT NULL,
-    checksum      BLOB NOT NULL
-);
-CREATE INDEX requests_by_execution ON requests (execution);
-";
 
 /// What to do where there is no file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,12 +107,12 @@ fn migrated(path: &Arc<Path>) -> Result<Db, StoreError> {
     }
     db.write_ahead()?;
     set_up(&db, OPEN_BUSY)?;
-    for (version, sql) in MIGRATIONS.iter().filter(|(version, _)| *version > format) {
+    for (version, step) in MIGRATIONS.iter().filter(|(version, _)| *version > format) {
         db.script("BEGIN IMMEDIATE")?;
         let migrate = || -> Result<(), StoreError> {
             // Another process may have been here first.
             if recognised(&db)? < *version {
-                db.script(sql)?;
+                step(&db)?;
                 db.set_pragma("application_id", APPLICATION_ID)?;
                 db.set_pragma("user_version", *version)?;
             }
