@@ -7,10 +7,11 @@ use std::sync::Arc;
 use retake::clock::{Clock, SystemClock};
 use retake::engine::kinds::{LlmDefaults, Prices};
 use retake::engine::{Engine, EnvironmentSecrets, FileSecrets, Registry, Secrets};
-use retake::store::{MemoryStore, NewOperation, SqliteStore, Store};
+use retake::store::{MemoryStore, NewOperation, Options, SqliteStore, Store};
 
 use crate::arguments::{Arguments, STORE_DEFAULT};
 use crate::failure::{Code, Failure};
+use crate::key_source;
 use crate::output::Output;
 
 /// The command's surroundings.
@@ -21,6 +22,7 @@ pub(crate) struct App {
     store_url: String,
     secrets: Option<PathBuf>,
     prices: Option<PathBuf>,
+    keys: Vec<String>,
 }
 
 /// Where a store is.
@@ -37,13 +39,14 @@ impl App {
             store_url: arguments.store.clone(),
             secrets: arguments.secrets.clone(),
             prices: arguments.prices.clone(),
+            keys: arguments.key.clone(),
         }
     }
 
     /// Opens the store, making it where there is none: for commands that start something.
     pub(crate) fn make_store(&self) -> Result<Arc<dyn Store>, Failure> {
         Ok(match self.location()? {
-            Location::Sqlite(path) => Arc::new(SqliteStore::open(path)?),
+            Location::Sqlite(path) => Arc::new(SqliteStore::open_with(path, self.options()?)?),
             Location::Memory => Arc::new(MemoryStore::new()),
         })
     }
@@ -55,9 +58,23 @@ impl App {
                 let message = format!("no store at {}", path.display());
                 return Err(Failure::new(Code::NotFound, message).hint("`retake run FILE` makes one"));
             }
-            Location::Sqlite(path) => Arc::new(SqliteStore::open_existing(path)?),
+            Location::Sqlite(path) => Arc::new(SqliteStore::open_existing_with(path, self.options()?)?),
             Location::Memory => Arc::new(MemoryStore::new()),
         })
+    }
+
+    /// Opens the store as the kind that can be given another master key.
+    pub(crate) fn sqlite_store(&self) -> Result<SqliteStore, Failure> {
+        match self.store_file()? {
+            Some(path) => Ok(SqliteStore::open_existing_with(path, self.options()?)?),
+            None => Err(Failure::new(Code::Usage, "a store in memory has no key")),
+        }
+    }
+
+    /// Returns how to open the store: with the keys that were named.
+    pub(crate) fn options(&self) -> Result<Options, Failure> {
+        let keys = self.keys.iter().map(|source| key_source::read(source)).collect::<Result<_, _>>()?;
+        Ok(Options { keys, ..Options::default() })
     }
 
     /// Returns an engine on a store, with every kind of node that this command can run.
@@ -84,10 +101,15 @@ impl App {
 
     /// Returns a command line to go on with, on the store that this command uses.
     pub(crate) fn command_line(&self, rest: impl Display) -> String {
-        if self.store_url == STORE_DEFAULT || std::env::var("RETAKE_STORE").as_ref() == Ok(&self.store_url) {
-            return format!("retake {rest}");
+        let mut line = "retake".to_owned();
+        if self.store_url != STORE_DEFAULT && std::env::var("RETAKE_STORE").as_ref() != Ok(&self.store_url) {
+            line = format!("{line} --store {}", self.store_url);
         }
-        format!("retake --store {} {rest}", self.store_url)
+        let keys = self.keys.join(",");
+        if !keys.is_empty() && std::env::var("RETAKE_KEY").as_ref() != Ok(&keys) {
+            line = format!("{line} --key {keys}");
+        }
+        format!("{line} {rest}")
     }
 
     /// Returns the file that the store is in, if it is one.

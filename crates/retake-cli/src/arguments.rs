@@ -30,6 +30,13 @@ pub(crate) struct Arguments {
     #[arg(long, global = true, env = "RETAKE_PRICES", value_name = "FILE")]
     pub(crate) prices: Option<std::path::PathBuf>,
 
+    /// Where the master key of an encrypted store is: `env:NAME`, `file:PATH` or `command:COMMAND`; several with commas
+    ///
+    /// A key is 64 hexadecimal digits; `retake key new` draws one. A new store is encrypted if there is a key. The first
+    /// key seals a new store, the others only open.
+    #[arg(long, global = true, env = "RETAKE_KEY", value_name = "SOURCE", value_delimiter = ',')]
+    pub(crate) key: Vec<String>,
+
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -98,6 +105,8 @@ pub(crate) enum Command {
     Prune(command::prune::Prune),
     /// Remove a run with its history
     Rm(command::rm::Rm),
+    /// Draw a master key, or give an encrypted store another
+    Key(command::key::Key),
     /// Read and verify every record of the store
     Doctor(command::doctor::Doctor),
 }

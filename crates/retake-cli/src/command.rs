@@ -11,6 +11,7 @@ pub(crate) mod edit;
 pub(crate) mod explain;
 pub(crate) mod fork;
 pub(crate) mod init;
+pub(crate) mod key;
 pub(crate) mod log;
 pub(crate) mod ls;
 pub(crate) mod op;
@@ -59,6 +60,7 @@ pub(crate) async fn execute(app: &App, command: Command) -> Result<ExitCode, Fai
         Command::Cancel(cancel) => cancel.execute(app).await,
         Command::Prune(prune) => prune.execute(app).await,
         Command::Rm(rm) => rm.execute(app).await,
+        Command::Key(key) => key.execute(app).await,
         Command::Doctor(doctor) => doctor.execute(app).await,
     }
 }

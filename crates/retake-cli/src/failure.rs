@@ -153,6 +153,7 @@ impl From<StoreError> for Failure {
             }
             StoreError::Conflict(_) => (Code::Conflict, Some("look at `retake log RUN`, then try again")),
             StoreError::Corrupt { .. } => (Code::Store, Some("`retake doctor` looks at every record")),
+            StoreError::Key { .. } => (Code::Store, Some("name the key's place by `--key` or RETAKE_KEY")),
             StoreError::Full { .. } => (Code::Store, Some("free some space; what was acknowledged is safe")),
             StoreError::Unstorable { .. }
             | StoreError::NewerFormat { .. }

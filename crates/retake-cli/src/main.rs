@@ -8,6 +8,7 @@ mod command;
 mod drive;
 mod failure;
 mod inputs;
+mod key_source;
 mod output;
 mod plan;
 mod progress;

@@ -8,6 +8,8 @@
 
 mod blocking;
 mod delta;
+#[cfg(feature = "sqlite")]
+mod encryption;
 mod error;
 mod memory;
 mod record;
@@ -23,6 +25,8 @@ use uuid::Uuid;
 
 pub use blocking::BlockingStore;
 pub use delta::{Delta, Entry, Image, Key, KeyChange, MESSAGE_PACK, Op, Piece};
+#[cfg(feature = "sqlite")]
+pub use encryption::{KeyError, MasterKey};
 pub use error::{Conflict, Source, StoreError};
 pub use memory::MemoryStore;
 pub use record::{

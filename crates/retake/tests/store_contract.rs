@@ -9,7 +9,7 @@ use retake::checkpoint::InMemoryCheckpointStorage;
 use retake::clock::ManualClock;
 use retake::store::{BlockingStore, MemoryStore, Store};
 #[cfg(feature = "sqlite")]
-use retake::store::{Options, SqliteStore};
+use retake::store::{MasterKey, Options, SqliteStore};
 use retake::testkit::{self, Harness, histories};
 
 /// A memory store is never reopened: it lives in its process.
@@ -41,14 +41,23 @@ impl Harness for Memory {
 struct Sqlite {
     clock: Arc<ManualClock>,
     directory: tempfile::TempDir,
+    keys: Vec<MasterKey>,
     opened: std::sync::Mutex<Vec<Arc<SqliteStore>>>,
 }
 
 #[cfg(feature = "sqlite")]
 impl Sqlite {
     fn new() -> Self {
+        Self::with_keys(Vec::new())
+    }
+
+    fn encrypted() -> Self {
+        Self::with_keys(vec![MasterKey::random().expect("a key")])
+    }
+
+    fn with_keys(keys: Vec<MasterKey>) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        Self { clock: Arc::default(), directory, opened: std::sync::Mutex::default() }
+        Self { clock: Arc::default(), directory, keys, opened: std::sync::Mutex::default() }
     }
 }
 
@@ -56,7 +65,7 @@ impl Sqlite {
 #[async_trait::async_trait]
 impl Harness for Sqlite {
     async fn open(&self) -> Arc<dyn Store> {
-        let options = Options { clock: self.clock.clone(), ..Options::default() };
+        let options = Options { clock: self.clock.clone(), keys: self.keys.clone(), ..Options::default() };
         let store = SqliteStore::open_with(self.directory.path().join("retake.db"), options);
         let store = Arc::new(store.expect("the store opens"));
         self.opened.lock().expect("no case panics here").push(store.clone());
@@ -97,6 +106,8 @@ macro_rules! every_test {
 every_test!(memory_store, Memory::new);
 #[cfg(feature = "sqlite")]
 every_test!(sqlite_store, Sqlite::new);
+#[cfg(feature = "sqlite")]
+every_test!(encrypted_sqlite_store, Sqlite::encrypted);
 
 fn run_histories<H: Harness>(empty: impl Fn() -> H) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -19,6 +19,7 @@ impl Doctor {
         let path = app.store_file()?;
         let bytes = app.stored_bytes()?;
         let report = app.store()?.check().await?;
+        let is_encrypted = path.is_some() && app.sqlite_store()?.is_encrypted();
         let is_sound = report.problems.is_empty();
         // Opening a store brings it up to date, so its format is the newest.
         let format = path.is_some().then_some(FORMAT);
@@ -27,6 +28,7 @@ impl Doctor {
                 "sound": is_sound,
                 "store": path,
                 "format": format,
+                "encrypted": is_encrypted,
                 "file_bytes": bytes,
                 "executions": report.executions,
                 "checkpoints": report.checkpoints,
@@ -35,7 +37,9 @@ impl Doctor {
             }));
         } else {
             if let (Some(path), Some(format), Some(bytes)) = (&path, format, bytes) {
-                app.output.line(format!("{}: format {format}, {}", path.display(), wording::bytes(bytes)));
+                let encrypted = if is_encrypted { ", encrypted" } else { "" };
+                let bytes = wording::bytes(bytes);
+                app.output.line(format!("{}: format {format}, {bytes}{encrypted}", path.display()));
             }
             app.output.line(format!(
                 "{}, {} and {} of records were read",

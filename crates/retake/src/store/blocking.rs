@@ -380,6 +380,7 @@ impl From<StoreError> for CheckpointError {
             | StoreError::Pruned { .. }
             | StoreError::Conflict(_)
             | StoreError::NewerFormat { .. }
+            | StoreError::Key { .. }
             | StoreError::NotAStore { .. }
             | StoreError::Full { .. }
             | StoreError::Io { .. }

@@ -71,6 +71,15 @@ pub enum StoreError {
         supported: u32,
     },
 
+    /// The store is encrypted, and the keys given do not open it; or it is not, and keys were given.
+    #[error("{location} cannot be opened with the keys given: {why}")]
+    Key {
+        /// The store.
+        location: String,
+        /// What is wrong with them.
+        why: String,
+    },
+
     /// The location holds something that is not a store.
     #[error("{location} is not a retake store: {why}")]
     NotAStore {
@@ -168,6 +177,7 @@ impl StoreError {
             | Self::Unstorable { .. }
             | Self::Corrupt { .. }
             | Self::NewerFormat { .. }
+            | Self::Key { .. }
             | Self::NotAStore { .. }
             | Self::Closed { .. } => false,
         }

@@ -15,6 +15,7 @@ mod chain;
 mod check;
 mod commit;
 mod db;
+mod guard;
 mod keeper;
 mod lease;
 mod link;
@@ -41,13 +42,14 @@ pub use schema::FORMAT;
 
 use self::commit::{Encoded, EncodedCommit};
 use self::db::Db;
+use self::guard::Guard;
 use self::keeper::{Keeper, Task};
 use self::owner::Owner;
 use self::schema::Missing;
 use self::writer::{Aftermath, Job, Outstanding, Writer};
 use super::{
-    CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Image, Lease, NewCheckpoint,
-    NewExecution, Note, OperationRecord, Report, Request, Seq, Store, StoreError,
+    CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Image, Lease, MasterKey,
+    NewCheckpoint, NewExecution, Note, OperationRecord, Report, Request, Seq, Store, StoreError,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
@@ -60,11 +62,14 @@ pub struct Options {
     pub clock: Arc<dyn Clock>,
     /// How many reads run at the same time; at least 1.
     pub readers_max: usize,
+    /// Master keys of an encrypted store. Without any, a new store is not encrypted. The first seals a new store's own
+    /// keys, the others only open.
+    pub keys: Vec<MasterKey>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { clock: Arc::new(SystemClock::default()), readers_max: 2 }
+        Self { clock: Arc::new(SystemClock::default()), readers_max: 2, keys: Vec::new() }
     }
 }
 
@@ -108,6 +113,7 @@ pub struct SqliteStore {
 #[derive(Debug)]
 struct Shared {
     path: Arc<Path>,
+    guard: Arc<Guard>,
     clock: Arc<dyn Clock>,
     owner: Owner,
     outstanding: Outstanding,
@@ -126,7 +132,7 @@ impl SqliteStore {
     /// Opens the store in a file, which is created with its directory where there is none.
     ///
     /// # Errors
-    /// [`StoreError::NotAStore`], [`StoreError::NewerFormat`], and [`StoreError::Io`] where the file cannot be read and
+    /// [`StoreError::NotAStore`], [`StoreError::NewerFormat`], [`StoreError::Key`] where it is encrypted, and [`StoreError::Io`] where the file cannot be read and
     /// written. A file that is refused stays as it is.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         Self::open_with(path, Options::default())
@@ -145,7 +151,38 @@ impl SqliteStore {
     /// # Errors
     /// Those of [`open`](Self::open), and [`StoreError::Io`] where there is no file.
     pub fn open_existing(path: impl AsRef<Path>) -> Result<Self, StoreError> {
-        Self::start(path.as_ref(), Options::default(), Missing::Refuse)
+        Self::open_existing_with(path, Options::default())
+    }
+
+    /// Opens the store in a file that must be there, with other options than the defaults.
+    ///
+    /// # Errors
+    /// Those of [`open_existing`](Self::open_existing).
+    pub fn open_existing_with(path: impl AsRef<Path>, options: Options) -> Result<Self, StoreError> {
+        Self::start(path.as_ref(), options, Missing::Refuse)
+    }
+
+    /// Gives an encrypted store another master key. Returns when that is durable.
+    ///
+    /// The store's own keys are wrapped anew, and what is written from then on is sealed with a new one; what was written
+    /// before stays as it is. The costs are those of a small write. Other processes that have the store open go on, if
+    /// they were given the new master key as well, as one of several.
+    ///
+    /// # Errors
+    /// [`StoreError::Key`] where the store is not encrypted.
+    pub async fn rotate_key(&self, to: &MasterKey) -> Result<(), StoreError> {
+        let key = to.clone();
+        self.write(move |db, _, _| guard::rotate(db, &key)).await?;
+        let key = to.clone();
+        self.read(move |db, _| guard::rotated(db, &key)).await
+    }
+
+    /// Tells whether what people wrote is sealed.
+    pub fn is_encrypted(&self) -> bool {
+        match *self.shared.guard {
+            Guard::Checksums => false,
+            Guard::Keys(_) => true,
+        }
     }
 
     fn start(path: &Path, options: Options, missing: Missing) -> Result<Self, StoreError> {
@@ -154,10 +191,11 @@ impl SqliteStore {
             move |error: std::io::Error| StoreError::Io { location, action, source: Arc::new(error) }
         };
         let absolute: Arc<Path> = std::path::absolute(path).map_err(failed("resolving its path"))?.into();
-        let db = schema::prepare(&absolute, missing)?;
+        let db = schema::prepare(&absolute, missing, &options.keys)?;
         let owner = Owner::new(options.clock.new_id(), &absolute);
         let shared = Arc::new(Shared {
             path: absolute,
+            guard: Arc::clone(db.guard()),
             clock: options.clock,
             owner,
             outstanding: Outstanding::default(),
@@ -258,13 +296,14 @@ fn finish(threads: &mut Vec<JoinHandle<()>>) {
 #[async_trait::async_trait]
 impl Store for SqliteStore {
     async fn create(&self, new: NewExecution, first: NewCheckpoint) -> Result<CheckpointRecord, StoreError> {
-        let first = Encoded::new(first)?;
+        let first = Encoded::new(&self.shared.guard, new.id, 1, first)?;
         self.write(move |db, _, after| commit::create(db, &new, &first, after)).await
     }
 
     async fn commit(&self, commit: Commit) -> Result<CheckpointRecord, StoreError> {
         let Commit { execution_id, expected_head, fence, checkpoint } = commit;
-        let checkpoint = Encoded::new(checkpoint)?;
+        let seq = expected_head.saturating_add(1);
+        let checkpoint = Encoded::new(&self.shared.guard, execution_id, seq, checkpoint)?;
         let encoded = EncodedCommit { execution_id, expected_head, fence, checkpoint };
         self.write(move |db, shared, after| commit::commit(db, shared, &encoded, after)).await
     }

@@ -4,6 +4,7 @@
 
 mod chain;
 mod damage;
+mod encryption;
 mod formats;
 mod opening;
 mod processes;

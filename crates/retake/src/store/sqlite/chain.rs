@@ -14,8 +14,10 @@ use rusqlite::types::ValueRef;
 
 use super::body::{self, Body};
 use super::db::{self, Damage, Db};
+use super::guard::{Guard, Spot};
 use super::row::ExecutionRow;
-use crate::store::{Delta, Image, StoreError};
+use crate::execution::ExecutionId;
+use crate::store::{Delta, Image, Seq, StoreError};
 
 /// A keyframe is due when the deltas since the last one outweigh it, or this many bytes, and it spares some of them.
 pub(super) const FLOOR_MIN: i64 = 32 * 1024;
@@ -92,7 +94,7 @@ pub(super) fn row(db: &Db, key: i64) -> Result<DeltaRow, StoreError> {
         [key],
         |_| name(key),
         |row| {
-            db::verify("deltas", row, 3)?;
+            db.verify("deltas", row, 3)?;
             let base = db::optional_integer(row, 1)?;
             if base.is_some_and(|base| base >= key) {
                 return Err("it builds on a newer one".to_owned());
@@ -127,7 +129,7 @@ fn resolved(db: &Db, delta: i64) -> Result<(Image, i64), StoreError> {
         way.push((key, row));
     }
     for (key, row) in way.iter().rev() {
-        let raw = body::unpack(&name(*key), &row.body)?;
+        let raw = unpacked(db, "deltas", &name(*key), &row.body)?;
         read = read.saturating_add(length(&raw)).saturating_add(ROW_WEIGHT);
         image.apply(&name(*key), &Delta::decode(&name(*key), &raw)?)?;
     }
@@ -142,21 +144,33 @@ pub(super) fn keyframe(db: &Db, delta: i64) -> Result<Option<Delta>, StoreError>
         [delta],
         |_| record(),
         |row| {
-            db::verify("keyframes", row, 3)?;
+            db.verify("keyframes", row, 3)?;
             Ok(db::blob(row, 2)?.to_vec())
         },
     )?;
-    body.map(|body| Delta::decode(&record(), &body::unpack(&record(), &body)?)).transpose()
+    body.map(|body| Delta::decode(&record(), &unpacked(db, "keyframes", &record(), &body)?)).transpose()
 }
 
 /// Decodes the body of a delta.
-pub(super) fn decoded(key: i64, body: &[u8]) -> Result<Delta, StoreError> {
-    Delta::decode(&name(key), &body::unpack(&name(key), body)?)
+pub(super) fn decoded(db: &Db, key: i64, body: &[u8]) -> Result<Delta, StoreError> {
+    Delta::decode(&name(key), &unpacked(db, "deltas", &name(key), body)?)
 }
 
-/// Encodes a delta for a row.
-pub(super) fn encoded(delta: &Delta, level: Option<i32>) -> Result<Body, StoreError> {
-    body::pack(&delta.encode(), level)
+fn unpacked(db: &Db, table: &'static str, record: &str, body: &[u8]) -> Result<Vec<u8>, StoreError> {
+    let torn = |why| StoreError::Corrupt { record: record.to_owned(), why };
+    body::unpack(record, &db.seen_body(table, body).map_err(torn)?)
+}
+
+/// Encodes a delta for a row, on behalf of a point of an execution.
+pub(super) fn encoded(
+    guard: &Guard,
+    (owner, number): (ExecutionId, Seq),
+    delta: &Delta,
+    level: Option<i32>,
+) -> Result<Body, StoreError> {
+    let Body { bytes, compressed } = body::pack(&delta.encode(), level)?;
+    let bytes = guard.hide_body(Spot { table: "deltas", owner, number }, bytes)?;
+    Ok(Body { bytes, compressed })
 }
 
 /// Measures the way from a delta to its nearest keyframe, or to the root, without reading the bodies on it.
@@ -244,7 +258,10 @@ pub(super) fn due_keyframe(db: &Db, execution: i64) -> Result<Option<Keyframe>, 
     let spared = read.saturating_add(framed).saturating_sub(size);
     let body = match spared < size / SPARED_MIN {
         true => None,
-        false => Some(body::pack(&raw, Some(body::FAST))?.bytes),
+        false => {
+            let spot = Spot { table: "keyframes", owner: execution.record.id, number: execution.record.head };
+            Some(db.guard().hide_body(spot, body::pack(&raw, Some(body::FAST))?.bytes)?)
+        }
     };
     Ok(Some(Keyframe { delta, size, body, mark }))
 }

@@ -169,7 +169,7 @@ impl Check<'_> {
                 ),
                 [execution.key, number],
                 |_| format!("operation {number} of execution {}", execution.record.id),
-                row::operation,
+                |row| row::operation(self.db, execution.record.id, row),
             );
             self.try_read(operation);
         }
@@ -188,7 +188,7 @@ impl Check<'_> {
             [execution.key],
             |_| format!("the history of execution {id}"),
             |row| {
-                let link = CheckpointRow::read(&execution.record, row).ok().map(|point| point.link);
+                let link = CheckpointRow::read(self.db, &execution.record, row).ok().map(|point| point.link);
                 let columns = db::columns(row, 15)?;
                 Ok(points.step(db::count(row, 1)?, link, |before| row::checkpoint_link(before, &columns)))
             },
@@ -222,7 +222,7 @@ impl Check<'_> {
             [execution.key],
             |_| format!("the operation log of execution {id}"),
             |row| {
-                let link = row::operation(row).and_then(|_| db::link(row, 8)).ok();
+                let link = row::operation(self.db, id, row).and_then(|_| db::link(row, 8)).ok();
                 let columns = db::columns(row, 8)?;
                 last = db::count(row, 1)?;
                 Ok(operations.step(last, link, |before| link::next(before, "operations", columns)))
@@ -267,7 +267,7 @@ impl Check<'_> {
                 None => Some(Image::default()),
                 Some(base) => images.get(&base).cloned(),
             };
-            let image = base.map(|image| advanced(image, key, &row.body));
+            let image = base.map(|image| advanced(self.db, image, key, &row.body));
             match image {
                 Some(Ok(image)) => {
                     self.keyframe(key, &image);
@@ -337,7 +337,7 @@ impl Check<'_> {
                 "SELECT key, execution, id, body, checksum FROM requests WHERE key = ?1",
                 [key],
                 lease::request_name,
-                lease::request,
+                |row| lease::request(self.db, row),
             );
             self.try_read(request);
         }
@@ -349,7 +349,7 @@ fn with_sources(error: &StoreError) -> String {
     sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
-fn advanced(mut image: Image, key: i64, body: &[u8]) -> Result<Image, StoreError> {
-    image.apply(&chain::name(key), &chain::decoded(key, body)?)?;
+fn advanced(db: &Db, mut image: Image, key: i64, body: &[u8]) -> Result<Image, StoreError> {
+    image.apply(&chain::name(key), &chain::decoded(db, key, body)?)?;
     Ok(image)
 }

@@ -1,9 +1,12 @@
 //! Creating an execution, and appending to its history.
 
+use rusqlite::types::ToSqlOutput;
+
 use super::Shared;
 use super::body::{self, Body};
 use super::chain;
 use super::db::{self, Db};
+use super::guard::{self, Guard};
 use super::link;
 use super::row::{self, CheckpointRow, ExecutionRow};
 use super::workflow;
@@ -24,10 +27,18 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    pub(super) fn new(checkpoint: NewCheckpoint) -> Result<Self, StoreError> {
+    /// Encodes a checkpoint that is to be the point `seq` of an execution.
+    pub(super) fn new(
+        guard: &Guard,
+        execution: ExecutionId,
+        seq: Seq,
+        checkpoint: NewCheckpoint,
+    ) -> Result<Self, StoreError> {
         let level = checkpoint.compress.then_some(body::SMALL);
-        let body =
-            if checkpoint.delta.is_empty() { None } else { Some(chain::encoded(&checkpoint.delta, level)?) };
+        let body = match checkpoint.delta.is_empty() {
+            true => None,
+            false => Some(chain::encoded(guard, (execution, seq), &checkpoint.delta, level)?),
+        };
         Ok(Self { checkpoint, body })
     }
 }
@@ -39,10 +50,11 @@ pub(super) fn create(
     first: &Encoded,
     after: &mut Aftermath,
 ) -> Result<CheckpointRecord, StoreError> {
+    guard::check_current(db)?;
     if ExecutionRow::by_id(db, new.id)?.is_some() {
         return Err(Conflict::IdTaken(new.id).into());
     }
-    if db.number("SELECT key FROM executions WHERE name = ?1", [&new.name])?.is_some() {
+    if is_named(db, &new.name)? {
         return Err(Conflict::NameTaken(new.name.clone()).into());
     }
     if let Some(seq) = first.checkpoint.parent.or(first.checkpoint.base) {
@@ -88,6 +100,12 @@ pub(super) fn create(
         (execution.weight, execution.floor) = (reach.weight, reach.floor);
     }
     append(db, &mut execution, None, base, first, after)
+}
+
+fn is_named(db: &Db, name: &str) -> Result<bool, StoreError> {
+    let name = db.guard().name(name)?;
+    let sql = "SELECT key FROM executions WHERE name = ?1";
+    Ok(db.number(sql, [ToSqlOutput::Borrowed(name.value())])?.is_some())
 }
 
 /// A commit whose delta has been encoded.
@@ -149,7 +167,8 @@ fn append(
         // Nothing changed: the point is its base's state, and shares its row.
         (None, Some(_)) => None,
         (None, None) => {
-            empty = chain::encoded(&checkpoint.delta, None)?;
+            let point = (execution.record.id, execution.record.head + 1);
+            empty = chain::encoded(db.guard(), point, &checkpoint.delta, None)?;
             Some(&empty)
         }
     };

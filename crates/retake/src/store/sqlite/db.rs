@@ -11,6 +11,7 @@ use rusqlite::{Connection, ErrorCode, Params, Row, params_from_iter};
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use super::guard::Guard;
 use crate::store::StoreError;
 
 /// How many prepared statements a connection keeps: more than there are.
@@ -24,15 +25,25 @@ const FREED_PAGES_MAX: u64 = 1 << 32;
 pub(super) struct Db {
     connection: Connection,
     path: Arc<Path>,
+    guard: Arc<Guard>,
 }
 
 /// Why a row is not what was written.
 pub(super) type Damage = String;
 
 impl Db {
-    pub(super) fn new(connection: Connection, path: &Arc<Path>) -> Self {
+    pub(super) fn new(connection: Connection, path: &Arc<Path>, guard: Arc<Guard>) -> Self {
         connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-        Self { connection, path: Arc::clone(path) }
+        Self { connection, path: Arc::clone(path), guard }
+    }
+
+    pub(super) fn guard(&self) -> &Arc<Guard> {
+        &self.guard
+    }
+
+    /// Returns the same connection under another guard.
+    pub(super) fn guarded(self, guard: Guard) -> Self {
+        Self { guard: Arc::new(guard), ..self }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -54,7 +65,7 @@ impl Db {
         sql: &'static str,
         values: &[ValueRef<'_>],
     ) -> Result<(), StoreError> {
-        let checksum = checksum(table, values.iter().copied());
+        let checksum = self.guard.checksum(table, values.iter().copied())?;
         let params = values.iter().copied().chain([ValueRef::Blob(&checksum)]).map(ToSqlOutput::Borrowed);
         self.run(sql, params_from_iter(params)).map(|_| ())
     }
@@ -272,17 +283,6 @@ fn no_room_beside(path: &Path) -> bool {
     })
 }
 
-/// Returns the checksum of a row: the first 8 bytes of BLAKE3 over the table's name and every value.
-///
-/// The keys are among the values, so that rows which have changed places are found.
-fn checksum<'a>(table: &str, values: impl Iterator<Item = ValueRef<'a>>) -> [u8; 8] {
-    let mut hash = Hash::of(table);
-    values.for_each(|value| hash.value(value));
-    let mut first = [0; 8];
-    first.copy_from_slice(&hash.finish()[..8]);
-    first
-}
-
 /// A hash over what SQLite keeps, in which no two lists of values are alike.
 #[derive(Debug)]
 pub(super) struct Hash(blake3::Hasher);
@@ -291,6 +291,13 @@ impl Hash {
     /// Begins the hash of a table's row, or of something else with a name.
     pub(super) fn of(name: &str) -> Self {
         let mut hash = Self(blake3::Hasher::new());
+        hash.feed(b'#', name.as_bytes());
+        hash
+    }
+
+    /// Begins one that only a holder of the key can make.
+    pub(super) fn keyed(key: &[u8; 32], name: &str) -> Self {
+        let mut hash = Self(blake3::Hasher::new_keyed(key));
         hash.feed(b'#', name.as_bytes());
         hash
     }
@@ -313,16 +320,6 @@ impl Hash {
         self.0.update(&[tag]);
         self.0.update(&(bytes.len() as u64).to_le_bytes());
         self.0.update(bytes);
-    }
-}
-
-/// Verifies a row whose last column is the checksum of the `columns` before it.
-pub(super) fn verify(table: &str, row: &Row<'_>, columns: usize) -> Result<(), Damage> {
-    let values = self::columns(row, columns)?;
-    if blob(row, columns)? == checksum(table, values.into_iter()) {
-        Ok(())
-    } else {
-        Err("its checksum does not match".to_owned())
     }
 }
 
@@ -358,10 +355,6 @@ pub(super) fn count(row: &Row<'_>, column: usize) -> Result<u64, Damage> {
 }
 
 pub(super) fn text(row: &Row<'_>, column: usize) -> Result<String, Damage> {
-    row.get(column).map_err(|error| error.to_string())
-}
-
-pub(super) fn optional_text(row: &Row<'_>, column: usize) -> Result<Option<String>, Damage> {
     row.get(column).map_err(|error| error.to_string())
 }
 
@@ -408,15 +401,14 @@ pub(super) fn stored(path: &str, number: u64) -> Result<i64, StoreError> {
     })
 }
 
-pub(super) fn json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> Result<T, Damage> {
-    let value = row.get_ref(column).map_err(|error| error.to_string())?;
-    let text = value.as_str().map_err(|error| error.to_string())?;
-    serde_json::from_str(text).map_err(|error| error.to_string())
+/// Reads what [`to_json`] made.
+pub(super) fn json<T: DeserializeOwned>(text: &[u8]) -> Result<T, Damage> {
+    serde_json::from_slice(text).map_err(|error| error.to_string())
 }
 
-/// Reads a small record that is kept without the names of its fields.
-pub(super) fn packed<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> Result<T, Damage> {
-    rmp_serde::from_slice(blob(row, column)?).map_err(|error| error.to_string())
+/// Reads what [`to_packed`] made.
+pub(super) fn packed<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damage> {
+    rmp_serde::from_slice(bytes).map_err(|error| error.to_string())
 }
 
 /// Returns a small record as it is stored, without the names of its fields.

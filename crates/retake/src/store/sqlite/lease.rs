@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::Shared;
 use super::commit;
 use super::db::{self, Db};
+use super::guard::Spot;
 use super::row::{ExecutionRow, Holder};
 use crate::execution::ExecutionId;
 use crate::store::{Conflict, Lease, Request, StoreError};
@@ -81,7 +82,7 @@ pub(super) fn requests(db: &Db, id: ExecutionId) -> Result<Vec<Request>, StoreEr
         "SELECT key, execution, id, body, checksum FROM requests WHERE execution = ?1 ORDER BY key",
         [execution.key],
         request_name,
-        request,
+        |row| request(db, row),
     )
 }
 
@@ -101,11 +102,12 @@ pub(super) fn ask(db: &Db, id: ExecutionId, request: &Request) -> Result<(), Sto
         return Err(Conflict::IdTaken(request.id).into());
     }
     let body = db::to_json("the request", request)?;
+    let body = db.guard().hide(spot(request.id), "body", body.as_str())?;
     let values = [
         ValueRef::Integer(db.number("SELECT coalesce(max(key), 0) + 1 FROM requests", [])?.unwrap_or(1)),
         ValueRef::Integer(execution.key),
         ValueRef::Blob(request.id.as_bytes()),
-        ValueRef::from(body.as_str()),
+        body.value(),
     ];
     let sql = "INSERT INTO requests (key, execution, id, body, checksum) VALUES (?1, ?2, ?3, ?4, ?5)";
     db.put("requests", sql, &values)
@@ -122,7 +124,11 @@ pub(super) fn request_name(row: &rusqlite::Row<'_>) -> String {
     format!("request {}", db::shown(row, 2))
 }
 
-pub(super) fn request(row: &rusqlite::Row<'_>) -> Result<Request, db::Damage> {
-    db::verify("requests", row, 4)?;
-    db::json(row, 3)
+pub(super) fn request(db: &Db, row: &rusqlite::Row<'_>) -> Result<Request, db::Damage> {
+    db.verify("requests", row, 4)?;
+    db::json(&db.seen(spot(db::id(row, 2)?), "body", row, 3)?)
+}
+
+fn spot(request: Uuid) -> Spot {
+    Spot { table: "requests", owner: request, number: 0 }
 }

@@ -55,7 +55,7 @@ pub(super) fn gaps(db: &Db, execution: &ExecutionRow) -> Result<Vec<Gap>, StoreE
         "SELECT execution, first, last, link, checksum FROM gaps WHERE execution = ?1 ORDER BY first",
         [execution.key],
         |row| name(execution, row),
-        read,
+        |row| read(db, row),
     )
 }
 
@@ -78,7 +78,12 @@ pub(super) fn prune(db: &Db, execution: &ExecutionRow, gone: &[(Seq, Link)]) -> 
 /// Notes a gap, as one with those on either side of it.
 pub(super) fn note(db: &Db, execution: &ExecutionRow, mut gap: Gap) -> Result<(), StoreError> {
     let beside = |sql, seq| -> Result<Option<Gap>, StoreError> {
-        db.first(sql, [execution.key, db::stored("the point", seq)?], |row| name(execution, row), read)
+        db.first(
+            sql,
+            [execution.key, db::stored("the point", seq)?],
+            |row| name(execution, row),
+            |row| read(db, row),
+        )
     };
     let before = "SELECT execution, first, last, link, checksum FROM gaps WHERE execution = ?1 AND last = ?2";
     let after = "SELECT execution, first, last, link, checksum FROM gaps WHERE execution = ?1 AND first = ?2";
@@ -109,8 +114,8 @@ fn name(execution: &ExecutionRow, row: &Row<'_>) -> String {
     format!("gap @{} of execution {}", db::shown(row, 1), execution.record.id)
 }
 
-fn read(row: &Row<'_>) -> Result<Gap, Damage> {
-    db::verify("gaps", row, 4)?;
+fn read(db: &Db, row: &Row<'_>) -> Result<Gap, Damage> {
+    db.verify("gaps", row, 4)?;
     Ok(Gap { first: db::count(row, 1)?, last: db::count(row, 2)?, link: db::link(row, 3)? })
 }
 

@@ -5,7 +5,7 @@
 
 use rusqlite::types::{Value, ValueRef};
 
-use super::db::{self, Db};
+use super::db::Db;
 use super::link::{self, Gap, Link};
 use super::row;
 use crate::execution::ExecutionId;
@@ -135,6 +135,14 @@ CREATE TABLE gaps (
     PRIMARY KEY (execution, first)
 ) WITHOUT ROWID;
 CREATE INDEX gaps_by_last ON gaps (execution, last);
+
+CREATE TABLE keyring (
+    number        INTEGER PRIMARY KEY,
+    tenant        BLOB NOT NULL,
+    master        TEXT NOT NULL,
+    wrapped       BLOB NOT NULL,
+    checksum      BLOB NOT NULL
+);
 ";
 
 /// A row as it was, without its checksum.
@@ -228,7 +236,7 @@ fn intact(
         [key],
         |_| format!("the table of {table}"),
         |row| {
-            if db::verify(table, row, columns).is_err() {
+            if db.verify(table, row, columns).is_err() {
                 return Ok(None);
             }
             let values = (0..columns).map(|column| row.get(column)).collect::<Result<Columns, _>>();

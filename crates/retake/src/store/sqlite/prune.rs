@@ -21,7 +21,7 @@ use super::link;
 use super::row::ExecutionRow;
 use super::workflow;
 use crate::execution::ExecutionId;
-use crate::store::{Delta, StoreError};
+use crate::store::{Delta, Seq, StoreError};
 
 pub(super) fn prune(db: &Db, id: ExecutionId, keep: usize) -> Result<usize, StoreError> {
     let Some(mut execution) = ExecutionRow::by_id(db, id)? else { return Ok(0) };
@@ -128,12 +128,13 @@ fn squash(db: &Db, execution: &mut ExecutionRow) -> Result<(), StoreError> {
     let tips = deltas(db, "SELECT delta FROM checkpoints WHERE execution = ?1", &[execution.key])?;
     let mut seen = HashSet::new();
     let mut slack_max = 0;
+    let owner = (execution.record.id, execution.record.head);
     for tip in tips {
         let mut next = Some(tip);
         while let Some(kept) = next.filter(|key| seen.insert(*key)) {
             let (run, base) = run_below(db, kept)?;
             if !run.is_empty() {
-                slack_max += merge(db, kept, &run, base)?;
+                slack_max += merge(db, owner, kept, &run, base)?;
             }
             next = base;
         }
@@ -158,8 +159,14 @@ fn run_below(db: &Db, kept: i64) -> Result<(Vec<i64>, Option<i64>), StoreError> 
 }
 
 /// Makes `kept` do what the run below it and it did, and removes the run. Returns the bytes that must gather before
-/// that is worth doing again.
-fn merge(db: &Db, kept: i64, run: &[i64], base: Option<i64>) -> Result<i64, StoreError> {
+/// that is worth doing again. It is done on behalf of a point, the `owner`.
+fn merge(
+    db: &Db,
+    owner: (ExecutionId, Seq),
+    kept: i64,
+    run: &[i64],
+    base: Option<i64>,
+) -> Result<i64, StoreError> {
     let merged = match base {
         None => chain::image(db, kept)?.to_delta(),
         Some(_) => {
@@ -167,12 +174,12 @@ fn merge(db: &Db, kept: i64, run: &[i64], base: Option<i64>) -> Result<i64, Stor
                 .iter()
                 .rev()
                 .chain([&kept])
-                .map(|key| chain::decoded(*key, &chain::row(db, *key)?.body))
+                .map(|key| chain::decoded(db, *key, &chain::row(db, *key)?.body))
                 .collect::<Result<Vec<Delta>, _>>()?;
             Delta::compose(&chain::name(kept), &parts)?
         }
     };
-    let body = match chain::encoded(&merged, Some(body::FAST)) {
+    let body = match chain::encoded(db.guard(), owner, &merged, Some(body::FAST)) {
         Ok(body) => body.bytes,
         // Together they are larger than one row may be: they stay as they are.
         Err(StoreError::Unstorable { .. }) => return Ok(0),

@@ -1,5 +1,7 @@
 //! Reading records.
 
+use rusqlite::types::ToSqlOutput;
+
 use super::Shared;
 use super::chain;
 use super::db::{self, Db};
@@ -50,7 +52,7 @@ pub(super) fn executions(
     let origin = filter.origin.as_ref().map(|id| id.as_bytes());
     let rows = match (&filter.address, origin) {
         (None, Some(origin)) => {
-            db.all(forks!(), (state, limit, origin), ExecutionRow::name, ExecutionRow::read)
+            db.all(forks!(), (state, limit, origin), ExecutionRow::name, |row| ExecutionRow::read(db, row))
         }
         (None, None) => db.all(
             concat!(
@@ -60,10 +62,12 @@ pub(super) fn executions(
             ),
             (state, limit),
             ExecutionRow::name,
-            ExecutionRow::read,
+            |row| ExecutionRow::read(db, row),
         ),
         (Some(address), _) => {
             let (least, most) = ids(address).unzip();
+            let name = db.guard().name(address)?;
+            let name = ToSqlOutput::Borrowed(name.value());
             db.all(
                 concat!(
                     "SELECT ",
@@ -71,9 +75,9 @@ pub(super) fn executions(
                     " FROM executions WHERE (name = ?3 OR id BETWEEN ?4 AND ?5) AND (?1 IS NULL OR state_name = ?1) \
                      AND (?6 IS NULL OR origin_id = ?6) ORDER BY created_at DESC, id DESC LIMIT ?2"
                 ),
-                (state, limit, address, least, most, origin),
+                (state, limit, name, least, most, origin),
                 ExecutionRow::name,
-                ExecutionRow::read,
+                |row| ExecutionRow::read(db, row),
             )
         }
     };
@@ -115,7 +119,7 @@ pub(super) fn history(
         ),
         [execution.key, before, limit(page.limit)],
         |row| CheckpointRow::name(&execution.record, row),
-        |row| CheckpointRow::read(&execution.record, row).map(|point| point.record),
+        |row| CheckpointRow::read(db, &execution.record, row).map(|point| point.record),
     )
 }
 
@@ -149,7 +153,7 @@ pub(super) fn operations(db: &Db, id: ExecutionId) -> Result<Vec<OperationRecord
         ),
         [execution.key],
         |row| format!("operation {} of execution {id}", db::shown(row, 1)),
-        row::operation,
+        |row| row::operation(db, id, row),
     )
 }
 
@@ -162,7 +166,7 @@ mod tests {
     fn forks_are_found_in_order_without_a_look_at_other_executions() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("retake.db").into();
-        let db = schema::prepare(&path, schema::Missing::Create).unwrap();
+        let db = schema::prepare(&path, schema::Missing::Create, &[]).unwrap();
         let plan = db.all(
             concat!("EXPLAIN QUERY PLAN ", forks!()),
             (None::<&str>, -1, [7_u8; 16]),

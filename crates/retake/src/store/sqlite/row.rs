@@ -5,6 +5,7 @@ use rusqlite::types::ValueRef;
 use uuid::Uuid;
 
 use super::db::{self, Damage, Db};
+use super::guard::{Guard, Spot};
 use super::link::{self, Link};
 use crate::execution::ExecutionId;
 use crate::store::{CheckpointRecord, ExecutionRecord, OperationRecord, Origin, Seq, StoreError};
@@ -86,7 +87,7 @@ impl ExecutionRow {
             concat!("SELECT ", execution_columns!(), " FROM executions WHERE id = ?1"),
             [id.as_bytes()],
             Self::name,
-            Self::read,
+            |row| Self::read(db, row),
         )
     }
 
@@ -95,7 +96,7 @@ impl ExecutionRow {
             concat!("SELECT ", execution_columns!(), " FROM executions WHERE key = ?1"),
             [key],
             Self::name,
-            Self::read,
+            |row| Self::read(db, row),
         )
     }
 
@@ -107,28 +108,30 @@ impl ExecutionRow {
         format!("execution {}", db::shown(row, 1))
     }
 
-    pub(super) fn read(row: &Row<'_>) -> Result<Self, Damage> {
-        db::verify("executions", row, 23)?;
+    pub(super) fn read(db: &Db, row: &Row<'_>) -> Result<Self, Damage> {
+        db.verify("executions", row, 23)?;
+        let id = db::id(row, 1)?;
+        let spot = Self::spot(id);
         let origin = match (db::optional_id(row, 10)?, db::optional_integer(row, 11)?) {
             (Some(execution_id), Some(_)) => Some(Origin { execution_id, seq: db::count(row, 11)? }),
             (Some(_) | None, _) => None,
         };
-        let holder = match (db::optional_text(row, 13)?, db::optional_id(row, 14)?) {
+        let holder = match (db.seen_optional_text(spot, "owner", row, 13)?, db::optional_id(row, 14)?) {
             (Some(name), Some(owner_id)) => Some(Holder { name, owner_id, until: db::integer(row, 15)? }),
             (Some(_) | None, _) => None,
         };
         Ok(Self {
             key: db::integer(row, 0)?,
             record: ExecutionRecord {
-                id: db::id(row, 1)?,
-                name: db::text(row, 2)?,
+                id,
+                name: db.seen_text(Guard::NAMES, "name", row, 2)?,
                 workflow_id: db::id(row, 3)?,
-                workflow_name: db::text(row, 4)?,
-                state: db::json(row, 5)?,
+                workflow_name: db.seen_text(spot, "workflow_name", row, 4)?,
+                state: db::json(&db.seen(spot, "state", row, 5)?)?,
                 head: db::count(row, 7)?,
                 created_at: db::time(row, 8)?,
                 updated_at: db::time(row, 9)?,
-                spend: db::packed(row, 20)?,
+                spend: db::packed(&db.seen(spot, "spend", row, 20)?)?,
                 origin,
                 leased_by: None,
             },
@@ -176,6 +179,10 @@ impl ExecutionRow {
         )
     }
 
+    fn spot(id: ExecutionId) -> Spot {
+        Spot { table: "executions", owner: id, number: 0 }
+    }
+
     fn put(&self, db: &Db, sql: &'static str) -> Result<(), StoreError> {
         let record = &self.record;
         let state = db::to_json("the state", &record.state)?;
@@ -183,13 +190,20 @@ impl ExecutionRow {
         let origin = record.origin.as_ref();
         let origin_seq = origin.map(|origin| db::stored("the origin", origin.seq)).transpose()?;
         let holder = self.holder.as_ref();
+        let (guard, spot) = (db.guard(), Self::spot(record.id));
+        let name = guard.name(&record.name)?;
+        let workflow_name = guard.hide_alike(spot, "workflow_name", &record.workflow_name)?;
+        let state = guard.hide(spot, "state", state.as_str())?;
+        let spend = guard.hide(spot, "spend", &spend[..])?;
+        let owner = holder.map_or(ValueRef::Null, |holder| ValueRef::from(holder.name.as_str()));
+        let owner = guard.hide(spot, "owner", owner)?;
         let values = [
             ValueRef::Integer(self.key),
             ValueRef::Blob(record.id.as_bytes()),
-            ValueRef::from(record.name.as_str()),
+            name.value(),
             ValueRef::Blob(record.workflow_id.as_bytes()),
-            ValueRef::from(record.workflow_name.as_str()),
-            ValueRef::from(state.as_str()),
+            workflow_name.value(),
+            state.value(),
             ValueRef::from(record.state.name()),
             ValueRef::Integer(db::stored("the head", record.head)?),
             ValueRef::Integer(db::nanoseconds("the creation", record.created_at)?),
@@ -197,14 +211,14 @@ impl ExecutionRow {
             origin.map_or(ValueRef::Null, |origin| ValueRef::Blob(origin.execution_id.as_bytes())),
             origin_seq.map_or(ValueRef::Null, ValueRef::Integer),
             ValueRef::Integer(db::stored("the fence", self.fence)?),
-            holder.map_or(ValueRef::Null, |holder| ValueRef::from(holder.name.as_str())),
+            owner.value(),
             holder.map_or(ValueRef::Null, |holder| ValueRef::Blob(holder.owner_id.as_bytes())),
             holder.map_or(ValueRef::Null, |holder| ValueRef::Integer(holder.until)),
             ValueRef::Integer(self.weight),
             ValueRef::Integer(self.floor),
             ValueRef::Integer(self.slack),
             ValueRef::Integer(self.slack_max),
-            ValueRef::Blob(&spend),
+            spend.value(),
             ValueRef::Blob(&self.link),
             ValueRef::Blob(&self.log_link),
         ];
@@ -221,7 +235,7 @@ impl ExecutionRow {
             concat!("SELECT ", checkpoint_columns!(), " FROM checkpoints WHERE execution = ?1 AND seq = ?2"),
             [self.key, stored],
             |row| CheckpointRow::name(&self.record, row),
-            |row| CheckpointRow::read(&self.record, row),
+            |row| CheckpointRow::read(db, &self.record, row),
         )?;
         match found {
             Some(point) => Ok(point),
@@ -239,8 +253,10 @@ impl CheckpointRow {
         format!("checkpoint @{} of execution {}", db::shown(row, 1), execution.id)
     }
 
-    pub(super) fn read(execution: &ExecutionRecord, row: &Row<'_>) -> Result<Self, Damage> {
-        db::verify("checkpoints", row, 16)?;
+    pub(super) fn read(db: &Db, execution: &ExecutionRecord, row: &Row<'_>) -> Result<Self, Damage> {
+        db.verify("checkpoints", row, 16)?;
+        let seq = db::count(row, 1)?;
+        let spot = Spot { table: "checkpoints", owner: execution.id, number: seq };
         let parent = match db::optional_integer(row, 3)? {
             Some(_) => Some(db::count(row, 3)?),
             None => None,
@@ -248,16 +264,16 @@ impl CheckpointRow {
         let record = CheckpointRecord {
             execution_id: execution.id,
             workflow_id: db::id(row, 13)?,
-            seq: db::count(row, 1)?,
+            seq,
             id: db::id(row, 2)?,
             parent,
             created_at: db::time(row, 5)?,
-            cause: db::json(row, 6)?,
-            nodes: db::json(row, 12)?,
-            label: db::optional_text(row, 7)?,
-            state: db::json(row, 8)?,
+            cause: db::json(&db.seen(spot, "cause", row, 6)?)?,
+            nodes: db::json(&db.seen(spot, "nodes", row, 12)?)?,
+            label: db.seen_optional_text(spot, "label", row, 7)?,
+            state: db::json(&db.seen(spot, "state", row, 8)?)?,
             completed_node_count: db::count(row, 9)?,
-            spend: db::packed(row, 14)?,
+            spend: db::packed(&db.seen(spot, "spend", row, 14)?)?,
             size_bytes: db::count(row, 10)?,
             compressed: db::integer(row, 11)? != 0,
         };
@@ -276,6 +292,14 @@ impl CheckpointRow {
         let state = db::to_json("the state", &record.state)?;
         let parent = record.parent.map(|seq| db::stored("the parent", seq)).transpose()?;
         let spend = db::to_packed("the spend", &record.spend)?;
+        let guard = db.guard();
+        let spot = Spot { table: "checkpoints", owner: record.execution_id, number: record.seq };
+        let cause = guard.hide(spot, "cause", cause.as_str())?;
+        let label = record.label.as_deref().map_or(ValueRef::Null, ValueRef::from);
+        let label = guard.hide(spot, "label", label)?;
+        let state = guard.hide(spot, "state", state.as_str())?;
+        let nodes = guard.hide(spot, "nodes", nodes.as_str())?;
+        let spend = guard.hide(spot, "spend", &spend[..])?;
         let values = [
             ValueRef::Integer(execution.key),
             ValueRef::Integer(db::stored("the point", record.seq)?),
@@ -283,15 +307,15 @@ impl CheckpointRow {
             parent.map_or(ValueRef::Null, ValueRef::Integer),
             ValueRef::Integer(delta),
             ValueRef::Integer(db::nanoseconds("the creation", record.created_at)?),
-            ValueRef::from(cause.as_str()),
-            record.label.as_deref().map_or(ValueRef::Null, ValueRef::from),
-            ValueRef::from(state.as_str()),
+            cause.value(),
+            label.value(),
+            state.value(),
             ValueRef::Integer(db::stored("the count of nodes", record.completed_node_count)?),
             ValueRef::Integer(db::stored("the size", record.size_bytes)?),
             ValueRef::Integer(i64::from(record.compressed)),
-            ValueRef::from(nodes.as_str()),
+            nodes.value(),
             ValueRef::Blob(record.workflow_id.as_bytes()),
-            ValueRef::Blob(&spend),
+            spend.value(),
         ];
         execution.link = checkpoint_link(&execution.link, &values);
         let values = [&values[..], &[ValueRef::Blob(&execution.link)]].concat();
@@ -314,14 +338,16 @@ pub(super) fn checkpoint_link(before: &Link, columns: &[ValueRef<'_>]) -> Link {
 }
 
 /// Reads a row of `operations`: number, at, who, command, cause, before and after from column 1 on.
-pub(super) fn operation(row: &Row<'_>) -> Result<OperationRecord, Damage> {
-    db::verify("operations", row, 9)?;
+pub(super) fn operation(db: &Db, execution: ExecutionId, row: &Row<'_>) -> Result<OperationRecord, Damage> {
+    db.verify("operations", row, 9)?;
+    let number = db::count(row, 1)?;
+    let spot = Spot { table: "operations", owner: execution, number };
     Ok(OperationRecord {
-        number: db::count(row, 1)?,
+        number,
         at: db::time(row, 2)?,
-        who: db::text(row, 3)?,
-        command: db::text(row, 4)?,
-        cause: db::json(row, 5)?,
+        who: db.seen_text(spot, "who", row, 3)?,
+        command: db.seen_text(spot, "command", row, 4)?,
+        cause: db::json(&db.seen(spot, "cause", row, 5)?)?,
         before: db::count(row, 6)?,
         after: db::count(row, 7)?,
     })
@@ -333,13 +359,18 @@ pub(super) fn insert_operation(
     operation: &OperationRecord,
 ) -> Result<(), StoreError> {
     let cause = db::to_json("the cause", &operation.cause)?;
+    let guard = db.guard();
+    let spot = Spot { table: "operations", owner: execution.record.id, number: operation.number };
+    let who = guard.hide(spot, "who", operation.who.as_str())?;
+    let command = guard.hide(spot, "command", operation.command.as_str())?;
+    let cause = guard.hide(spot, "cause", cause.as_str())?;
     let values = [
         ValueRef::Integer(execution.key),
         ValueRef::Integer(db::stored("the operation", operation.number)?),
         ValueRef::Integer(db::nanoseconds("the operation", operation.at)?),
-        ValueRef::from(operation.who.as_str()),
-        ValueRef::from(operation.command.as_str()),
-        ValueRef::from(cause.as_str()),
+        who.value(),
+        command.value(),
+        cause.value(),
         ValueRef::Integer(db::stored("the head", operation.before)?),
         ValueRef::Integer(db::stored("the head", operation.after)?),
     ];

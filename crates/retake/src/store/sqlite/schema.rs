@@ -9,8 +9,9 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 use super::db::Db;
+use super::guard::{self, Guard};
 use super::migration::MIGRATIONS;
-use crate::store::StoreError;
+use crate::store::{MasterKey, StoreError};
 
 /// The format that this version writes, and the newest that it reads.
 pub const FORMAT: u32 = 2;
@@ -47,8 +48,9 @@ pub(super) enum Missing {
 
 /// Opens the file, makes it a store where it is empty, and brings an older format to this one.
 ///
-/// A file that this version must not touch is left byte for byte as it is.
-pub(super) fn prepare(path: &Arc<Path>, missing: Missing) -> Result<Db, StoreError> {
+/// A file that this version must not touch is left byte for byte as it is. With master keys, a store without executions
+/// becomes an encrypted one.
+pub(super) fn prepare(path: &Arc<Path>, missing: Missing, masters: &[MasterKey]) -> Result<Db, StoreError> {
     let found = rusqlite::version_number();
     if found < SQLITE_MIN {
         let why = format!("SQLite {found} is linked, and {SQLITE_MIN} is the oldest that is safe");
@@ -56,18 +58,24 @@ pub(super) fn prepare(path: &Arc<Path>, missing: Missing) -> Result<Db, StoreErr
     }
     look(path, missing)?;
     for _ in 1..OPEN_ATTEMPTS_MAX {
-        match migrated(path) {
+        match guarded(path, masters) {
             Err(error) if is_busy(&error) => std::thread::sleep(OPEN_PAUSE),
             done => return done,
         }
     }
-    migrated(path)
+    guarded(path, masters)
+}
+
+fn guarded(path: &Arc<Path>, masters: &[MasterKey]) -> Result<Db, StoreError> {
+    let db = migrated(path)?;
+    let guard = guard::find(&db, masters)?;
+    Ok(db.guarded(guard))
 }
 
 /// Opens a connection to a file that [`prepare`] has seen, with everything set that durability rests on.
-pub(super) fn connect(path: &Arc<Path>, busy: Duration) -> Result<Db, StoreError> {
+pub(super) fn connect(path: &Arc<Path>, busy: Duration, guard: &Arc<Guard>) -> Result<Db, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Db::new(open(path, flags)?, path);
+    let db = Db::new(open(path, flags)?, path, Arc::clone(guard));
     set_up(&db, busy)?;
     Ok(db)
 }
@@ -96,11 +104,12 @@ fn set_up(db: &Db, busy: Duration) -> Result<(), StoreError> {
 fn migrated(path: &Arc<Path>) -> Result<Db, StoreError> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Db::new(open(path, flags)?, path);
+    let db = Db::new(open(path, flags)?, path, Arc::new(Guard::Checksums));
     // Until the format is known, closing must not move the log into the file.
     db.checkpoint_on_close(false)?;
     db.busy_timeout(OPEN_BUSY)?;
-    let format = recognised(&db)?;
+    // On one view: another process may be making it into a store.
+    let format = db.view(|| recognised(&db))?;
     if format == 0 {
         // Both must come before the first table.
         db.script("PRAGMA auto_vacuum = INCREMENTAL;")?;

@@ -6,19 +6,29 @@
 use rusqlite::types::ValueRef;
 
 use super::db::{self, Db};
+use super::guard::{Cell, Spot};
 use super::row::ExecutionRow;
 use crate::execution::WorkflowId;
 use crate::store::{NewWorkflow, StoreError};
 
 /// Keeps a definition, where there is none yet for its workflow.
 fn keep(db: &Db, workflow: &NewWorkflow) -> Result<(), StoreError> {
-    let values = [ValueRef::Blob(workflow.id.as_bytes()), ValueRef::Blob(&workflow.definition)];
+    let definition = match workflow.definition.is_empty() {
+        // One that is missing shows, so that another may take its place.
+        true => Cell::Bare(ValueRef::Blob(&[])),
+        false => db.guard().hide(spot(workflow.id), "definition", &workflow.definition[..])?,
+    };
+    let values = [ValueRef::Blob(workflow.id.as_bytes()), definition.value()];
     db.put(
         "workflows",
         "INSERT INTO workflows (id, definition, checksum) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO UPDATE \
          SET definition = excluded.definition, checksum = excluded.checksum WHERE length(definition) = 0",
         &values,
     )
+}
+
+fn spot(id: WorkflowId) -> Spot {
+    Spot { table: "workflows", owner: id, number: 0 }
 }
 
 /// Makes an execution run a workflow from now on. Its row, which must be there, is written by the caller.
@@ -42,8 +52,11 @@ pub(super) fn definition(db: &Db, id: WorkflowId) -> Result<Option<Vec<u8>>, Sto
         [id.as_bytes()],
         |row| format!("workflow {}", db::shown(row, 0)),
         |row| {
-            db::verify("workflows", row, 2)?;
-            Ok(db::blob(row, 1)?.to_vec())
+            db.verify("workflows", row, 2)?;
+            match db::blob(row, 1)? {
+                [] => Ok(Vec::new()),
+                _ => db.seen(spot(id), "definition", row, 1),
+            }
         },
     )?;
     Ok(definition.filter(|definition| !definition.is_empty()))
@@ -56,7 +69,7 @@ pub(super) fn ever_run(db: &Db, execution: &ExecutionRow) -> Result<Vec<Workflow
         [execution.key],
         |row| format!("workflow {} of execution {}", db::shown(row, 1), execution.record.id),
         |row| {
-            db::verify("execution_workflows", row, 2)?;
+            db.verify("execution_workflows", row, 2)?;
             db::id(row, 1)
         },
     )

@@ -180,7 +180,7 @@ impl Writer {
     /// Opens another connection where the last failure left this one within a transaction.
     fn reopened(&mut self) -> Result<(), StoreError> {
         if !self.db.is_idle() {
-            self.db = schema::connect(&self.shared.path, schema::BUSY_MAX)?;
+            self.db = schema::connect(&self.shared.path, schema::BUSY_MAX, &self.shared.guard)?;
         }
         Ok(())
     }
