@@ -4,6 +4,10 @@
 //! trial with one protection taken away, which must fail. See `docs/reliability.md` for what each shows.
 
 mod child;
+mod committing;
+mod disk;
+mod history;
+mod power_cut;
 mod report;
 
 use std::process::ExitCode;
@@ -11,7 +15,7 @@ use std::process::ExitCode;
 use crate::report::Report;
 
 /// What goes wrong here ends a trial: it has nothing to recover.
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// How much is tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +51,7 @@ struct Trial {
 }
 
 /// All trials, in the order in which they run.
-const TRIALS: &[Trial] = &[];
+const TRIALS: &[Trial] = &[Trial { name: "power-cut", run: power_cut::run }];
 
 const USAGE: &str = "\
 usage: retake-reliability [--long] [--seed N] [TRIAL]...

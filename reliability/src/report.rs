@@ -1,5 +1,7 @@
 //! What a trial found, and how it is told. The only place that prints.
 
+use std::io::Write;
+
 use crate::Outcome;
 
 /// The findings of a trial.
@@ -73,4 +75,9 @@ pub(crate) fn tell(trial: &str, seed: u64, outcome: &Outcome<Report>) -> bool {
 #[expect(clippy::print_stderr, reason = "it talks to whoever started it")]
 pub(crate) fn complain(text: &str) {
     eprintln!("{text}");
+}
+
+/// Says a line to whoever reads what this process prints. Nobody may be there any more.
+pub(crate) fn say(line: &str) {
+    drop(writeln!(std::io::stdout(), "{line}"));
 }

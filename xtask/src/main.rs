@@ -20,6 +20,9 @@ const FEATURE_SETS: &[&str] = &["", "openapi", "store", "sqlite,testkit", "engin
 /// Crates that `execution`, `checkpoint` and `rollback` must do without.
 const DRIVERS: &[&str] = &["tokio", "rusqlite", "libsqlite3-sys", "reqwest"];
 
+/// What the trials call beside Perl, which Debian cannot be without, and the package of each.
+const TOOLS: &[(&str, &str)] = &[("strace", "strace"), ("mkfs.ext4", "e2fsprogs"), ("mount", "mount")];
+
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let task = arguments.next();
@@ -68,8 +71,22 @@ fn test(shell: &Shell) -> xshell::Result<()> {
 
 /// Builds as the tests are built, so that nothing is built twice.
 fn reliability(shell: &Shell, arguments: &[String]) -> xshell::Result<()> {
+    install_tools(shell)?;
     cmd!(shell, "cargo build --workspace --all-features --bins").run()?;
     cmd!(shell, "target/debug/retake-reliability {arguments...}").run()
+}
+
+/// Installs what the trials need and this machine lacks, where that is possible; else the trials say what they miss.
+fn install_tools(shell: &Shell) -> xshell::Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let has = |tool: &str| std::env::split_paths(&path).any(|directory| directory.join(tool).exists());
+    let missing: Vec<&str> =
+        TOOLS.iter().filter(|(tool, _)| !has(tool)).map(|(_, package)| *package).collect();
+    if missing.is_empty() || !has("apt-get") || cmd!(shell, "id -u").read()? != "0" {
+        return Ok(());
+    }
+    cmd!(shell, "apt-get update -q").run()?;
+    cmd!(shell, "apt-get install -y -q --no-install-recommends {missing...}").run()
 }
 
 /// Proves that the three modules without I/O build without a runtime and without a driver.
