@@ -11,7 +11,7 @@ use retake::store::Seq;
 use rustix::process::{Pid, Signal};
 
 use crate::committing::{self, Telling};
-use crate::{Outcome, report};
+use crate::{Outcome, bounds, report};
 
 /// The first argument of a child.
 pub(crate) const ARGUMENT: &str = "child";
@@ -27,6 +27,10 @@ const STOP_PAUSE: Duration = Duration::from_millis(1);
 
 /// Looks in a row that must find a process stopped: a tracer holds threads for a moment, too.
 const STOPPED_LOOKS: u32 = 3;
+
+/// Children of the trials that start and hear theirs in their own way, by name.
+const CHILDREN: &[(&str, fn(&[String]) -> Outcome<()>)] =
+    &[(bounds::many::CHILD, bounds::many::child), (bounds::memory::CHILD, bounds::memory::child)];
 
 /// What a child does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +54,13 @@ pub(crate) enum Told {
 
 /// Does what the arguments say, as told by the trial that started it.
 pub(crate) fn run(arguments: &[String]) -> ExitCode {
+    let named = arguments.split_first().and_then(|(name, rest)| {
+        let (_, child) = CHILDREN.iter().find(|(child, _)| child == name)?;
+        Some(child(rest))
+    });
+    if let Some(done) = named {
+        return ended(done);
+    }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let count = |number: &str| number.parse().unwrap_or(Seq::MAX);
     let done = match arguments[..] {
@@ -61,6 +72,10 @@ pub(crate) fn run(arguments: &[String]) -> ExitCode {
         ["insert-unflushed", path] => committing::to_sqlite_unflushed(path.as_ref()),
         _ => Err(format!("no child is called {arguments:?}").into()),
     };
+    ended(done)
+}
+
+fn ended(done: Outcome<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -68,6 +83,13 @@ pub(crate) fn run(arguments: &[String]) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Returns the command that starts a child of this name.
+pub(crate) fn command(name: &str, arguments: &[&str]) -> Outcome<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg(ARGUMENT).arg(name).args(arguments);
+    Ok(command)
 }
 
 /// Tells whoever started this child. What was told is in the pipe, whatever becomes of the process.

@@ -3,6 +3,7 @@
 //! Every trial prints its seed, how many injections provably happened, and its figure; and each has a control, the same
 //! trial with one protection taken away, which must fail. See `docs/reliability.md` for what each shows.
 
+mod bounds;
 mod child;
 mod committing;
 mod disk;
@@ -51,7 +52,8 @@ struct Trial {
 }
 
 /// All trials, in the order in which they run.
-const TRIALS: &[Trial] = &[Trial { name: "power-cut", run: power_cut::run }];
+const TRIALS: &[Trial] =
+    &[Trial { name: "power-cut", run: power_cut::run }, Trial { name: "bounds", run: bounds::trial }];
 
 const USAGE: &str = "\
 usage: retake-reliability [--long] [--seed N] [TRIAL]...
