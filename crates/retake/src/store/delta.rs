@@ -150,6 +150,15 @@ impl Delta {
         self.changes.is_empty()
     }
 
+    /// Returns how many bytes its values take.
+    pub(super) fn bytes(&self) -> u64 {
+        let pieces = self.changes.iter().flat_map(|change| match &change.op {
+            Op::Set { pieces, .. } | Op::Append { pieces, .. } => pieces.as_slice(),
+            Op::Remove => &[],
+        });
+        pieces.map(|piece| piece.bytes.len() as u64).sum()
+    }
+
     /// Encodes the delta. The stores put a checksum around it.
     pub fn encode(&self) -> Vec<u8> {
         rmp_serde::to_vec(self).expect("a delta holds nothing that MessagePack cannot")

@@ -289,8 +289,7 @@ fn tally_piece(tally: &Tally) -> Result<Piece, StoreError> {
 }
 
 fn record_piece(path: &str, record: &impl Serialize) -> Result<Piece, StoreError> {
-    let bytes = rmp_serde::to_vec_named(record)
-        .map_err(|source| StoreError::Unstorable { path: path.to_owned(), why: source.to_string() })?;
+    let bytes = value::bounded(path, |bytes| rmp_serde::encode::write_named(bytes, record))?;
     Ok(Piece { codec: MESSAGE_PACK, bytes: Bytes::from(bytes) })
 }
 

@@ -7,8 +7,9 @@ use super::StoreError;
 /// Deepest nesting of a stored value. `serde_json` reads back 127 levels at most; an export wraps values in a few more.
 pub const DEPTH_MAX: usize = 100;
 
-/// Largest encoding of one stored value, in bytes.
-pub const VALUE_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Largest encoding of one stored value, in bytes: four times what a node's output may be, and little enough that a
+/// process with 256 MiB of memory can save such a value and load it, which takes up to three copies of it.
+pub const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Encodes a value as MessagePack.
 ///
@@ -16,13 +17,45 @@ pub const VALUE_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// [`StoreError::Unstorable`] with the path of what cannot be read back: too deep, or too large.
 pub fn encode(path: &str, value: &Value) -> Result<Vec<u8>, StoreError> {
     check(path, value)?;
-    let bytes = rmp_serde::to_vec(value)
-        .map_err(|source| StoreError::Unstorable { path: path.to_owned(), why: source.to_string() })?;
-    if bytes.len() > VALUE_BYTES_MAX {
-        let why = format!("it takes {} bytes, and {VALUE_BYTES_MAX} is the most", bytes.len());
-        return Err(StoreError::Unstorable { path: path.to_owned(), why });
+    bounded(path, |bytes| rmp_serde::encode::write(bytes, value))
+}
+
+/// Returns what `write` writes, unless that is more than a value may take: then it ends there, and the rest is never
+/// encoded.
+pub(super) fn bounded(
+    path: &str,
+    write: impl FnOnce(&mut Bounded) -> Result<(), rmp_serde::encode::Error>,
+) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = Bounded::default();
+    let written = write(&mut bytes);
+    let unstorable = |why| StoreError::Unstorable { path: path.to_owned(), why };
+    if bytes.is_full {
+        return Err(unstorable(format!("it takes more than {VALUE_BYTES_MAX} bytes")));
     }
-    Ok(bytes)
+    written.map_err(|error| unstorable(error.to_string()))?;
+    Ok(bytes.bytes)
+}
+
+/// Takes as many bytes as a value may have.
+#[derive(Debug, Default)]
+pub(super) struct Bounded {
+    bytes: Vec<u8>,
+    is_full: bool,
+}
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, more: &[u8]) -> std::io::Result<usize> {
+        if self.bytes.len() + more.len() > VALUE_BYTES_MAX {
+            self.is_full = true;
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(more.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Decodes what [`encode`] made.
@@ -141,6 +174,23 @@ mod tests {
         assert_eq!(decode("a test", &encode("x", &deepest).unwrap()).unwrap(), deepest);
         let error = encode("vars.x", &nested(DEPTH_MAX)).unwrap_err();
         assert_eq!(error.to_string(), "cannot store vars.x: it is nested deeper than 100 levels");
+    }
+
+    #[test]
+    fn the_largest_value_comes_back_and_a_larger_one_is_refused_with_its_path() {
+        let largest = json!("x".repeat(VALUE_BYTES_MAX - 5));
+        assert!(decode("a test", &encode("x", &largest).unwrap()).unwrap() == largest);
+        let error = encode("vars.x", &json!(["x", largest])).unwrap_err();
+        assert_eq!(error.to_string(), "cannot store vars.x: it takes more than 67108864 bytes");
+    }
+
+    #[test]
+    fn a_length_that_is_not_there_reserves_nothing() {
+        for (tag, what) in [(0xdb_u8, "a text"), (0xdd, "a list"), (0xdf, "an object"), (0xc6, "bytes")] {
+            let claim = [&[tag][..], &u32::MAX.to_be_bytes(), b"x"].concat();
+            let error = decode("delta 7", &claim).unwrap_err();
+            assert!(error.to_string().starts_with("delta 7 is damaged: "), "{what}: {error}");
+        }
     }
 
     #[test]

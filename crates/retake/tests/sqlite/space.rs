@@ -9,6 +9,23 @@ use uuid::Uuid;
 use super::*;
 
 #[tokio::test]
+async fn a_checkpoint_larger_than_one_may_be_is_refused_and_changes_nothing() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let id = begin(&store, "large").await;
+    // Five pointers to the same bytes.
+    let bytes = Bytes::from(vec![0; 60 << 20]);
+    let changes = (0..5).map(|n| {
+        let op = Op::Set { pieces: vec![Piece { codec: MESSAGE_PACK, bytes: bytes.clone() }], len: 0 };
+        KeyChange { key: Key::Variable(format!("v{n}")), writer: None, op }
+    });
+    let error = store.commit(commit(id, 1, Delta::new(changes.collect()))).await.unwrap_err();
+    let why = "cannot store the checkpoint: its change takes 314572800 bytes, and 268435456 is the most";
+    assert_eq!(error.to_string(), why);
+    assert_eq!(store.execution(id).await.unwrap().unwrap().head, 1);
+}
+
+#[tokio::test]
 async fn a_thousand_appended_messages_take_little_more_than_themselves_and_are_read_from_near_the_point() {
     let (_directory, path) = place();
     let store = SqliteStore::open(&path).unwrap();

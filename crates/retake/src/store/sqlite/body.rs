@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use crate::store::StoreError;
+use crate::store::{StoreError, VALUE_BYTES_MAX};
 
 /// Compression of what a caller wants small.
 pub(super) const SMALL: i32 = 3;
@@ -10,8 +10,10 @@ pub(super) const SMALL: i32 = 3;
 /// Compression of what is written again now and then.
 pub(super) const FAST: i32 = 1;
 
-/// Largest body that is read: a damaged length must not fill the memory.
-const BODY_BYTES_MAX: u64 = 1 << 30;
+/// Largest body before compression, of one that is written and of one that is read: a damaged length must not fill the
+/// memory, nor must what a few bytes unpack to. Some of the largest values fit, as where several nodes end before one
+/// save.
+pub(super) const BODY_BYTES_MAX: u64 = 4 * VALUE_BYTES_MAX as u64;
 
 /// What is reserved before the first byte is unpacked.
 const RESERVED_MAX: usize = 1 << 20;
@@ -27,20 +29,28 @@ pub(super) struct Body {
 }
 
 /// Packs bytes, compressed where that is asked for and makes them smaller.
-pub(super) fn pack(raw: &[u8], level: Option<i32>) -> Result<Body, StoreError> {
+pub(super) fn pack(mut raw: Vec<u8>, level: Option<i32>) -> Result<Body, StoreError> {
     let raw_len = raw.len() as u64;
-    if raw_len > BODY_BYTES_MAX {
-        let why = format!("its change takes {raw_len} bytes, and {BODY_BYTES_MAX} is the most");
-        return Err(StoreError::Unstorable { path: "the checkpoint".to_owned(), why });
-    }
+    check_length(raw_len)?;
     // Without memory for the compressor, the bytes are stored as they are.
-    if let Some(small) = level.and_then(|level| zstd::bulk::compress(raw, level).ok())
+    if let Some(small) = level.and_then(|level| zstd::bulk::compress(&raw, level).ok())
         && small.len() + 8 < raw.len()
     {
         let bytes = [&[ZSTD], &raw_len.to_le_bytes()[..], &small].concat();
         return Ok(Body { bytes, compressed: true });
     }
-    Ok(Body { bytes: [&[RAW], raw].concat(), compressed: false })
+    // In place: a large body is not held twice.
+    raw.insert(0, RAW);
+    Ok(Body { bytes: raw, compressed: false })
+}
+
+/// Refuses what takes so many bytes, where that is too many for a body.
+pub(super) fn check_length(length: u64) -> Result<(), StoreError> {
+    if length <= BODY_BYTES_MAX {
+        return Ok(());
+    }
+    let why = format!("its change takes {length} bytes, and {BODY_BYTES_MAX} is the most");
+    Err(StoreError::Unstorable { path: "the checkpoint".to_owned(), why })
 }
 
 /// Unpacks what [`pack`] made. `record` names it in an error.
@@ -81,20 +91,35 @@ mod tests {
         for (raw, level, compressed) in
             [(&long[..], Some(SMALL), true), (&long[..], None, false), (&b"otter"[..], Some(SMALL), false)]
         {
-            let body = pack(raw, level).unwrap();
+            let body = pack(raw.to_vec(), level).unwrap();
             assert_eq!((body.compressed, unpack("a test", &body.bytes).unwrap()), (compressed, raw.to_vec()));
         }
     }
 
     #[test]
     fn a_wrong_length_is_found_and_a_huge_one_reserves_nothing() {
-        let mut bytes = pack(&b"otter ".repeat(1_000), Some(FAST)).unwrap().bytes;
+        let mut bytes = pack(b"otter ".repeat(1_000), Some(FAST)).unwrap().bytes;
         bytes[1] = bytes[1].wrapping_add(1);
         assert!(unpack("delta 7", &bytes).unwrap_err().to_string().starts_with("delta 7 is damaged: "));
         bytes[1..9].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(unpack("delta 7", &bytes).unwrap_err().to_string().contains("is past"));
+        bytes[1..9].copy_from_slice(&(BODY_BYTES_MAX + 1).to_le_bytes());
+        assert!(unpack("delta 7", &bytes).unwrap_err().to_string().contains("is past 268435456"));
         assert!(unpack("delta 7", &[ZSTD, 1, 2]).is_err());
         assert!(unpack("delta 7", &[]).is_err());
         assert!(unpack("delta 7", &[9]).is_err());
+    }
+
+    #[test]
+    fn a_gibibyte_in_a_few_bytes_is_unpacked_no_further_than_its_length_says() {
+        let mut packer = zstd::stream::write::Encoder::new(Vec::new(), FAST).unwrap();
+        std::io::copy(&mut std::io::repeat(0).take(1 << 30), &mut packer).unwrap();
+        let small = packer.finish().unwrap();
+        assert!(small.len() < 200_000, "{}", small.len());
+        let claiming = |length: u64| [&[ZSTD][..], &length.to_le_bytes(), &small].concat();
+        let error = unpack("delta 7", &claiming(1 << 30)).unwrap_err();
+        assert_eq!(error.to_string(), "delta 7 is damaged: its length 1073741824 is past 268435456");
+        let error = unpack("delta 7", &claiming(1_000)).unwrap_err();
+        assert_eq!(error.to_string(), "delta 7 is damaged: it unpacks to 1001 bytes, not to 1000");
     }
 }

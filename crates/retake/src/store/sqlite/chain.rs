@@ -168,7 +168,9 @@ pub(super) fn encoded(
     delta: &Delta,
     level: Option<i32>,
 ) -> Result<Body, StoreError> {
-    let Body { bytes, compressed } = body::pack(&delta.encode(), level)?;
+    // Before the bytes are put together.
+    body::check_length(delta.bytes())?;
+    let Body { bytes, compressed } = body::pack(delta.encode(), level)?;
     let bytes = guard.hide_body(Spot { table: "deltas", owner, number }, bytes)?;
     Ok(Body { bytes, compressed })
 }
@@ -258,10 +260,15 @@ pub(super) fn due_keyframe(db: &Db, execution: i64) -> Result<Option<Keyframe>, 
     let spared = read.saturating_add(framed).saturating_sub(size);
     let body = match spared < size / SPARED_MIN {
         true => None,
-        false => {
-            let spot = Spot { table: "keyframes", owner: execution.record.id, number: execution.record.head };
-            Some(db.guard().hide_body(spot, body::pack(&raw, Some(body::FAST))?.bytes)?)
-        }
+        false => match body::pack(raw, Some(body::FAST)) {
+            Ok(body) => {
+                let (owner, number) = (execution.record.id, execution.record.head);
+                Some(db.guard().hide_body(Spot { table: "keyframes", owner, number }, body.bytes)?)
+            }
+            // The state is larger than one row may be: it is read from its deltas.
+            Err(StoreError::Unstorable { .. }) => None,
+            Err(error) => return Err(error),
+        },
     };
     Ok(Some(Keyframe { delta, size, body, mark }))
 }

@@ -21,6 +21,7 @@ use crate::store::{
 /// A checkpoint whose delta has been encoded, which is not the writer's work.
 #[derive(Debug)]
 pub(super) struct Encoded {
+    /// Without its delta, so that a large one is not held twice.
     checkpoint: NewCheckpoint,
     /// `None` for an empty delta.
     body: Option<Body>,
@@ -32,12 +33,13 @@ impl Encoded {
         guard: &Guard,
         execution: ExecutionId,
         seq: Seq,
-        checkpoint: NewCheckpoint,
+        mut checkpoint: NewCheckpoint,
     ) -> Result<Self, StoreError> {
         let level = checkpoint.compress.then_some(body::SMALL);
-        let body = match checkpoint.delta.is_empty() {
+        let delta = std::mem::take(&mut checkpoint.delta);
+        let body = match delta.is_empty() {
             true => None,
-            false => Some(chain::encoded(guard, (execution, seq), &checkpoint.delta, level)?),
+            false => Some(chain::encoded(guard, (execution, seq), &delta, level)?),
         };
         Ok(Self { checkpoint, body })
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, Params, Row, params_from_iter};
 use serde::de::DeserializeOwned;
@@ -178,6 +179,14 @@ impl Db {
         self.connection.busy_timeout(busy).map_err(|error| self.fault("opening", error))
     }
 
+    /// Refuses rows that are larger than any that is written, before there is memory for them.
+    pub(super) fn limit_rows(&self, bytes_max: i32) -> Result<(), StoreError> {
+        self.connection
+            .set_limit(Limit::SQLITE_LIMIT_LENGTH, bytes_max)
+            .map(|_| ())
+            .map_err(|error| self.fault("opening", error))
+    }
+
     pub(super) fn checkpoint_on_close(&self, enabled: bool) -> Result<(), StoreError> {
         self.connection
             .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !enabled)
@@ -242,7 +251,8 @@ impl Db {
 pub(super) fn fault(path: &Path, action: &'static str, error: rusqlite::Error) -> StoreError {
     let location = path.display().to_string();
     let code = error.sqlite_error_code();
-    if code == Some(ErrorCode::DatabaseCorrupt) {
+    // What is written stays within the limits on values, so that only damage makes a row too big.
+    if matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::TooBig)) {
         StoreError::Corrupt { record: location, why: error.to_string() }
     } else if code == Some(ErrorCode::NotADatabase) {
         StoreError::NotAStore { location, why: error.to_string() }

@@ -25,6 +25,9 @@ const SQLITE_MIN: i32 = 3_051_003;
 /// How long a write waits for another process before it gives up.
 pub(super) const BUSY_MAX: Duration = Duration::from_secs(10);
 
+/// Largest row: the largest body, and what stands beside it.
+const ROW_BYTES_MAX: i32 = 260 * 1024 * 1024;
+
 /// How often a new file is tried where another process makes it into a store at the same moment.
 const OPEN_ATTEMPTS_MAX: u32 = 100;
 
@@ -86,6 +89,7 @@ fn open(path: &Arc<Path>, flags: OpenFlags) -> Result<Connection, StoreError> {
 
 fn set_up(db: &Db, busy: Duration) -> Result<(), StoreError> {
     db.busy_timeout(busy)?;
+    db.limit_rows(ROW_BYTES_MAX)?;
     db.script(
         "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA foreign_keys = ON;
          PRAGMA temp_store = MEMORY; PRAGMA wal_autocheckpoint = 0;
