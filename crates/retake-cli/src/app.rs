@@ -11,6 +11,7 @@ use retake::store::{MemoryStore, NewOperation, Options, SqliteStore, Store};
 
 use crate::arguments::{Arguments, STORE_DEFAULT};
 use crate::failure::{Code, Failure};
+use crate::inputs;
 use crate::key_source;
 use crate::output::Output;
 
@@ -130,7 +131,7 @@ impl App {
     fn llm_defaults(&self) -> Result<LlmDefaults, Failure> {
         let mut defaults = LlmDefaults::from_environment();
         if let Some(path) = &self.prices {
-            let text = std::fs::read_to_string(path)
+            let text = inputs::text(path)
                 .map_err(|error| Failure::unreadable(format!("prices from {}", path.display()), &error))?;
             let ours = Prices::parse(&text).map_err(|error| {
                 let mut failure = Failure::new(Code::Usage, format!("{}: {error}", path.display()));
@@ -144,7 +145,7 @@ impl App {
 
     fn secrets(&self) -> Result<Arc<dyn Secrets>, Failure> {
         let Some(path) = &self.secrets else { return Ok(Arc::new(EnvironmentSecrets)) };
-        let text = std::fs::read_to_string(path)
+        let text = inputs::text(path)
             .map_err(|error| Failure::unreadable(format!("secrets from {}", path.display()), &error))?;
         let secrets = FileSecrets::parse(&text).map_err(|line| {
             Failure::new(Code::Usage, format!("{}:{line}: not a NAME=value line", path.display()))

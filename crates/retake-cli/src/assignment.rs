@@ -1,11 +1,13 @@
 //! Values on the command line: `k=v`, JSON, text, `@FILE`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use retake::execution::parse_exact;
 use serde_json::Value;
 
 use crate::failure::{Code, Failure};
+use crate::inputs;
 
 /// Reads several `NAME=VALUE`, each with a name of its own.
 pub(crate) fn assignments(texts: &[String]) -> Result<BTreeMap<String, Value>, Failure> {
@@ -35,7 +37,7 @@ pub(crate) fn value(text: &str) -> Result<Value, Failure> {
         Some(escaped) if escaped.starts_with('@') => return Ok(json_or_text(escaped)),
         Some(path) => path,
     };
-    let held = std::fs::read_to_string(path).map_err(|error| {
+    let held = inputs::text(Path::new(path)).map_err(|error| {
         let mut failure = Failure::new(Code::Usage, format!("cannot read a value from {path}"));
         failure.causes.push(error.to_string());
         failure
@@ -68,6 +70,14 @@ mod tests {
             assert_eq!(assignment(text).unwrap(), ("n".to_owned(), wanted), "{text}");
         }
         assert!(assignment("n").is_err());
+        let directory = tempfile::tempdir().unwrap();
+        let large = directory.path().join("large");
+        std::fs::File::create(&large).unwrap().set_len((64 << 20) + 1).unwrap();
+        let refused = assignment(&format!("n=@{}", large.display())).unwrap_err();
+        assert_eq!(
+            refused.causes,
+            ["it has more than 67108864 bytes, which is the most that is read".to_owned()]
+        );
         assert!(assignment("=3").is_err());
     }
 }

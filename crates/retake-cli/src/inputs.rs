@@ -6,14 +6,15 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use retake::execution::parse_exact;
-use retake::workflow::{Definition, FILE_BYTES_MAX, InputType, TypedError, Workflow};
+use retake::store::VALUE_BYTES_MAX;
+use retake::workflow::{Definition, InputType, TypedError, Workflow};
 use serde_json::Value;
 
 use crate::failure::{Code, Failure};
 
-/// How much of a file is read. Far more than a workflow or a value may have, so that a message can tell by how much it
-/// is too large, and so that a device that never ends does.
-const READ_BYTES_MAX: u64 = 64 * FILE_BYTES_MAX as u64;
+/// How much of a file is read: what a value may have, and far more than a workflow may, so that a message can tell by how
+/// much it is too large. A device that never ends is refused, and so is what would have to be cut.
+const READ_BYTES_MAX: u64 = VALUE_BYTES_MAX as u64;
 
 /// Reads a workflow from a file, or from stdin where the file is `-`.
 pub(crate) fn workflow(file: &Path) -> Result<Workflow, Failure> {
@@ -97,8 +98,18 @@ fn text_of(what: &str, bytes: Vec<u8>) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|_| Failure::new(Code::Usage, format!("{what} is not UTF-8")))
 }
 
+/// Reads a file that the command line names and that holds text, such as a value.
+pub(crate) fn text(file: &Path) -> io::Result<String> {
+    String::from_utf8(File::open(file).and_then(read)?).map_err(|_| io::Error::other("it is not UTF-8"))
+}
+
+/// Reads to the end, which must come before there is too much.
 fn read(from: impl Read) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    from.take(READ_BYTES_MAX).read_to_end(&mut bytes)?;
+    from.take(READ_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > READ_BYTES_MAX {
+        let why = format!("it has more than {READ_BYTES_MAX} bytes, which is the most that is read");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+    }
     Ok(bytes)
 }

@@ -391,7 +391,11 @@ fn inputs_that_do_not_fit_exit_with_2_and_start_nothing() {
     let place = Place::with(INPUTS);
     place.write("list.json", "[1]");
     place.write("inexact.json", r#"{"anything": 98765432109876543210}"#);
+    // A hole, which takes no room on the disk.
+    std::fs::File::create(place.path("large")).unwrap().set_len((64 << 20) + 1).unwrap();
     let cases: &[(&[&str], &str)] = &[
+        (&["-i", "text=@large"], "it has more than 67108864 bytes, which is the most that is read"),
+        (&["--inputs", "large"], "it has more than 67108864 bytes, which is the most that is read"),
         (&["-i", "count=five"], "input `count`: it must be an integer"),
         (&["-i", "count=98765432109876543210"], "98765432109876543210 would not be kept exactly"),
         (&["-i", "anything=98765432109876543210"], "98765432109876543210 would not be kept exactly"),
