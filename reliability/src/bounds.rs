@@ -1,6 +1,7 @@
 //! Bounds: many executions at once, values that are too large, and memory that comes to an end.
 
 mod cgroup;
+pub(crate) mod large;
 pub(crate) mod many;
 pub(crate) mod memory;
 
@@ -13,6 +14,7 @@ const MEMORY_MAX: u64 = 256 * 1024 * 1024;
 pub(crate) fn trial(settings: Settings) -> Outcome<Report> {
     let mut report = Report::default();
     many::trial(settings, &mut report)?;
+    large::trial(&mut report)?;
     memory::trial(settings, &mut report)?;
     Ok(report)
 }

@@ -29,8 +29,11 @@ const STOP_PAUSE: Duration = Duration::from_millis(1);
 const STOPPED_LOOKS: u32 = 3;
 
 /// Children of the trials that start and hear theirs in their own way, by name.
-const CHILDREN: &[(&str, fn(&[String]) -> Outcome<()>)] =
-    &[(bounds::many::CHILD, bounds::many::child), (bounds::memory::CHILD, bounds::memory::child)];
+const CHILDREN: &[(&str, fn(&[String]) -> Outcome<()>)] = &[
+    (bounds::large::CHILD, bounds::large::child),
+    (bounds::many::CHILD, bounds::many::child),
+    (bounds::memory::CHILD, bounds::memory::child),
+];
 
 /// What a child does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
