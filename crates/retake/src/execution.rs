@@ -9,15 +9,25 @@ mod exact;
 mod ledger;
 mod map;
 mod result;
+mod storable;
 mod variable;
 
 pub use context::{ExecutionCheckpoint, ExecutionContext, ExecutionState, WrongWorkflow};
+#[cfg(feature = "engine")]
+pub(crate) use cost::finite_sum;
 pub use cost::{Cost, Spend, usd};
-pub use exact::{ExactError, parse_exact};
+pub(crate) use exact::read_exact;
+pub use exact::{ExactError, exact_value, parse_exact};
 pub use ledger::{Base, Compensation, CompensationStage, Ledger, Spare, TakenBack};
 pub use map::{Cell, Change, Map, NodeResults, Shared, Variables};
 pub use result::{
     ExecutionResult, NodeExecutionResult, NodeMetrics, Read, Subject, TokenUsage, Write, WriteOp,
+};
+pub use storable::{DEPTH_MAX, Unstorable, VALUE_BYTES_MAX, check_checkpoint, check_value};
+pub(crate) use storable::{Step, dismantle, is_too_deep};
+#[cfg(feature = "store")]
+pub(crate) use storable::{
+    check_appended, check_base, check_compensation, check_result, check_spend, check_taken_back,
 };
 pub use variable::{Addition, AppendError, Variable};
 

@@ -38,8 +38,6 @@ pub use sharing::context_sharing;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{FORMAT, Options, SqliteStore, Stats};
 pub use state::{context, delta};
-#[cfg(feature = "engine")]
-pub(crate) use value::check as check_value;
 pub use value::{DEPTH_MAX, VALUE_BYTES_MAX, decode, encode, hash};
 
 use crate::checkpoint::CheckpointId;
@@ -147,7 +145,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Asks something of whoever holds the lease; it is answered by a commit that names the request.
     ///
     /// # Errors
-    /// [`StoreError::NoExecution`].
+    /// [`StoreError::NoExecution`]; [`StoreError::Unstorable`] for what comes with it.
     async fn ask(&self, id: ExecutionId, request: Request) -> Result<(), StoreError>;
 
     /// Returns what has been asked of whoever holds the lease and not answered yet, oldest first. Only reads.

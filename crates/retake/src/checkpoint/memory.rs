@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::{CheckpointError, CheckpointId, CheckpointMetadata, CheckpointStorage, Source};
 use crate::clock::{Clock, SystemClock};
-use crate::execution::{ExecutionCheckpoint, ExecutionId};
+use crate::execution::{ExecutionCheckpoint, ExecutionId, check_checkpoint};
 
 /// Keeps checkpoints in memory, for tests and for executions that need not outlive their process.
 ///
@@ -82,6 +82,8 @@ impl CheckpointStorage for InMemoryCheckpointStorage {
         execution_id: ExecutionId,
         checkpoint: &ExecutionCheckpoint,
     ) -> Result<CheckpointId, CheckpointError> {
+        check_checkpoint(checkpoint)
+            .map_err(|error| CheckpointError::SerializationError(Source::new(error)))?;
         let size_bytes = encoded_len(checkpoint)?;
         let checkpoint = checkpoint.clone();
         let mut kept = self.write();

@@ -12,8 +12,9 @@ use super::context::{Action, NodeContext, Notes, Task};
 use super::event::Event;
 use super::{Handler, NodeError};
 use crate::clock::Clock;
-use crate::execution::{ExecutionResult, NodeExecutionResult, Write, WriteOp};
-use crate::store::check_value;
+use crate::execution::{
+    ExecutionResult, NodeExecutionResult, Unstorable, Write, WriteOp, check_value, dismantle,
+};
 use crate::workflow::{NodeKind, Retry, Template, Wait, Workflow, parse_duration};
 
 /// A node that has ended.
@@ -71,7 +72,7 @@ pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Ended {
         }
     };
     let ran = clock.elapsed().saturating_sub(began);
-    let (outcome, writes) = settle(&task, outcome, notes.writes);
+    let (outcome, writes) = settle(&task, outcome, notes.writes, notes.refused);
     let mut result = NodeExecutionResult::started(started_at).with_metrics(notes.metrics);
     result.writes = writes;
     result.began = task.state.ledger.turn;
@@ -101,28 +102,30 @@ fn retried(task: &Task, attempt: u32, error: String, delay_ms: u64) -> Event {
     }
 }
 
-/// Masks what the node gave, and makes sure that it can be stored.
+/// Masks what the node gave, and makes sure that it can be stored: `refused` is what it noted that cannot.
 fn settle(
     task: &Task,
     outcome: Result<Value, NodeError>,
     writes: Vec<Write>,
+    refused: Option<Unstorable>,
 ) -> (ExecutionResult, Vec<Write>) {
     let failed = |why: String| (ExecutionResult::Failure(task.masks.text(why)), Vec::new());
-    let output = match outcome {
-        Ok(output) => task.masks.value(output),
-        Err(error) => return failed(error.message().to_owned()),
+    let output = match (outcome, refused) {
+        (Err(error), _) => return failed(error.message().to_owned()),
+        (Ok(output), Some(refused)) => {
+            dismantle(output);
+            return failed(refused.to_string());
+        }
+        (Ok(output), None) => output,
     };
+    // Before anything else looks at it: what follows recurses.
     let name = task.workflow.graph().name(task.node);
     if let Err(error) = check_value(&format!("nodes.{name}.output"), &output) {
+        dismantle(output);
         return failed(error.to_string());
     }
+    let output = task.masks.value(output);
     let mut writes: Vec<Write> = writes.into_iter().map(|write| masked(task, write, &output)).collect();
-    for Write { variable, op } in &writes {
-        let (WriteOp::Set(value) | WriteOp::Append(value)) = op else { continue };
-        if let Err(error) = check_value(&format!("vars.{variable}"), value) {
-            return failed(error.to_string());
-        }
-    }
     writes.extend(task.workflow.node(task.node).into.clone().map(into));
     (ExecutionResult::Success(output), writes)
 }

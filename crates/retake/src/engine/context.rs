@@ -9,8 +9,8 @@ use super::event::{Event, Events};
 use super::secret::{Masks, Secrets};
 use super::standing;
 use crate::execution::{
-    AppendError, ExecutionContext, ExecutionId, NodeExecutionResult, NodeMetrics, Read, Subject, TokenUsage,
-    Write, WriteOp, node_id,
+    AppendError, ExecutionContext, ExecutionId, NodeExecutionResult, NodeMetrics, Read, Step, Subject,
+    TokenUsage, Unstorable, Write, WriteOp, check_value, dismantle, exact_value, finite_sum, node_id,
 };
 use crate::store::hash;
 use crate::workflow::{ExpressionError, Field, NodeKind, Root, Scope, Template, Workflow, evaluate_json};
@@ -79,6 +79,8 @@ pub(super) struct Notes {
     looked_at: BTreeSet<Subject>,
     pub(super) reads: Vec<Read>,
     pub(super) metrics: NodeMetrics,
+    /// The first value that the attempt noted and that cannot be stored.
+    pub(super) refused: Option<Unstorable>,
 }
 
 impl NodeContext {
@@ -172,19 +174,22 @@ impl NodeContext {
         }
     }
 
-    /// Sets a variable, once the node succeeds.
+    /// Sets a variable, once the node succeeds. It does not succeed where the value cannot be stored.
     pub fn set_variable(&self, name: &str, value: Value) {
         let mut notes = self.notes();
+        let Some(value) = notes.storable(|| format!("vars{}", Step::Key(name)), value) else { return };
         notes.state(&self.shared.task).set_variable(name.to_owned(), value.clone());
         notes.write(name, WriteOp::Set(value));
     }
 
-    /// Appends to a list or a text, once the node succeeds; what is not there becomes a list.
+    /// Appends to a list or a text, once the node succeeds; what is not there becomes a list. The node does not succeed
+    /// where the value cannot be stored.
     ///
     /// # Errors
     /// [`AppendError`] where the variable takes no such value.
     pub fn append(&self, name: &str, value: Value) -> Result<(), AppendError> {
         let mut notes = self.notes();
+        let Some(value) = notes.storable(|| format!("vars{}", Step::Key(name)), value) else { return Ok(()) };
         let appended = notes.state(&self.shared.task).append(name, value.clone());
         match appended {
             Ok(()) => notes.write(name, WriteOp::Append(value)),
@@ -225,9 +230,13 @@ impl NodeContext {
         evaluate_json(value, &self.scope())
     }
 
-    /// Notes tokens and their price in US dollars (`None` where it is not known). Several calls add up.
+    /// Notes tokens and their price in US dollars (`None` where it is not known). Several calls add up. The node does not
+    /// succeed where the price is no number.
     pub fn spent(&self, usage: TokenUsage, cost_usd: Option<f64>) {
         let mut notes = self.notes();
+        let cost_usd = cost_usd.filter(|cost| {
+            notes.keep(exact_value(&format!("nodes.{}.metrics.cost_usd", self.node()), cost)).is_some()
+        });
         let first = notes.metrics.token_usage.is_none();
         let sum = notes.metrics.token_usage.get_or_insert_default();
         sum.input_tokens = sum.input_tokens.saturating_add(usage.input_tokens);
@@ -240,7 +249,7 @@ impl NodeContext {
         // One unknown price makes the sum unknown.
         notes.metrics.cost_usd = match (first, notes.metrics.cost_usd, cost_usd) {
             (true, _, cost) => cost,
-            (false, Some(a), Some(b)) => Some(a + b),
+            (false, Some(a), Some(b)) => Some(finite_sum(a, b)),
             (false, _, _) => None,
         };
     }
@@ -252,9 +261,13 @@ impl NodeContext {
         notes.metrics.bytes_transferred = notes.metrics.bytes_transferred.saturating_add(bytes);
     }
 
-    /// Notes a measure of the node's own.
+    /// Notes a measure of the node's own. The node does not succeed where it cannot be stored.
     pub fn measured(&self, name: &str, value: Value) {
-        self.notes().metrics.custom.insert(name.to_owned(), value);
+        let mut notes = self.notes();
+        let path = || format!("nodes.{}.metrics{}", self.node(), Step::Key(name));
+        if let Some(value) = notes.storable(path, value) {
+            notes.metrics.custom.insert(name.to_owned(), value);
+        }
     }
 
     /// Tells whoever watches how far the node is: a line of output, a piece of an answer. It is not saved.
@@ -309,6 +322,27 @@ impl Notes {
             self.record(&Subject::Variable(variable.to_owned()), || {
                 task.state.get_variable(variable).map(hash)
             });
+        }
+    }
+
+    /// Returns a value that can be stored. Of the others the first is remembered, and none is looked at again.
+    fn storable(&mut self, path: impl FnOnce() -> String, value: Value) -> Option<Value> {
+        match self.keep(check_value(&path(), &value)) {
+            Some(_) => Some(value),
+            None => {
+                dismantle(value);
+                None
+            }
+        }
+    }
+
+    fn keep<T>(&mut self, checked: Result<T, Unstorable>) -> Option<T> {
+        match checked {
+            Ok(kept) => Some(kept),
+            Err(refused) => {
+                self.refused.get_or_insert(refused);
+                None
+            }
         }
     }
 

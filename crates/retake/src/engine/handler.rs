@@ -1,5 +1,6 @@
 //! What does the work of a node: handlers, and the registry that finds them.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
 use std::future::Future;
@@ -10,6 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::NodeContext;
+use crate::execution::exact_value;
 use crate::workflow::{ExpressionError, NodeKind};
 
 /// Does the work of one node, once. The engine retries, times out and records.
@@ -169,9 +171,14 @@ where
     T: Serialize + 'static,
 {
     async fn handle(&self, ctx: NodeContext) -> Result<Value, NodeError> {
+        let path = format!("nodes.{}.output", ctx.node());
         let future = (self.0)(ctx);
-        let output = future.await?;
-        serde_json::to_value(output)
-            .map_err(|error| NodeError::permanent(format!("the output cannot be written as JSON: {error}")))
+        let mut output = future.await?;
+        // A value is what it is; the engine looks at it. Writing it anew would also leave a copy to be dropped, which
+        // no stack is deep enough for where it is nested too deep.
+        if let Some(value) = (&mut output as &mut dyn Any).downcast_mut::<Value>() {
+            return Ok(value.take());
+        }
+        exact_value(&path, &output).map_err(|error| NodeError::permanent(error.to_string()))
     }
 }

@@ -35,7 +35,7 @@ fn output_of(text: &str, source: &str) -> Result<Option<Value>, NodeError> {
             why @ (ExactError::Number { .. }
             | ExactError::Duplicate { .. }
             | ExactError::TooDeep { .. }
-            | ExactError::Text(_)),
+            | ExactError::Text { .. }),
         ) => Err(NodeError::permanent(format!("{source} is JSON that cannot be taken as it is: {why}"))),
     }
 }

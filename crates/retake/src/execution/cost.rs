@@ -34,7 +34,7 @@ impl Cost {
         let Some(metrics) = metrics else { return };
         match (metrics.cost_usd, &metrics.token_usage) {
             (Some(cost), _) => {
-                self.known_usd += cost;
+                self.known_usd = finite_sum(self.known_usd, cost);
                 self.priced += 1;
             }
             (None, Some(_)) => self.unpriced += 1,
@@ -48,7 +48,7 @@ impl Cost {
     /// Returns both together.
     pub fn plus(self, other: Self) -> Self {
         Self {
-            known_usd: self.known_usd + other.known_usd,
+            known_usd: finite_sum(self.known_usd, other.known_usd),
             priced: self.priced.saturating_add(other.priced),
             unpriced: self.unpriced.saturating_add(other.unpriced),
             tokens: self.tokens.saturating_add(other.tokens),
@@ -60,6 +60,11 @@ impl Cost {
     pub fn usd(self) -> Option<String> {
         (self.priced > 0 && self.unpriced == 0).then(|| usd(self.known_usd))
     }
+}
+
+/// Returns the sum of two amounts, or the largest there is where it is larger: JSON has no infinity.
+pub(crate) fn finite_sum(one: f64, other: f64) -> f64 {
+    (one + other).clamp(f64::MIN, f64::MAX)
 }
 
 /// Returns US dollars as a decimal without needless zeros.
@@ -109,6 +114,14 @@ mod tests {
         assert_eq!(sum.usd().as_deref(), Some("0.3"));
         assert_eq!((sum.tokens, sum.duration_ms), (4, 7));
         assert_eq!(usd(0.0), "0");
+    }
+
+    #[test]
+    fn a_sum_that_is_too_large_stays_a_number() {
+        let mut sum = Cost::default();
+        sum.add(Some(&metrics(Some(f64::MAX))));
+        sum.add(Some(&metrics(Some(f64::MAX))));
+        assert_eq!(sum.plus(sum).known_usd, f64::MAX);
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! JSON from outside, read without changing it: what would be lost or altered on the way is refused by name.
 
+mod writer;
+
 use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// How deeply values may lie in each other: as deeply as a store keeps them.
-const DEPTH_MAX: usize = 100;
+pub use writer::exact_value;
+
+use super::{DEPTH_MAX, Step};
 
 /// Why a text is no JSON value that is kept exactly.
 #[derive(Debug, thiserror::Error)]
@@ -17,8 +20,10 @@ pub enum ExactError {
     #[error("this is not JSON")]
     NotJson(#[source] serde_json::Error),
     /// A number would come back as another one.
-    #[error("the number {number} would not be kept exactly: write it in quotes")]
+    #[error("{}the number {number} would not be kept exactly: write it in quotes", at(path))]
     Number {
+        /// Leads to it; empty where it is the whole.
+        path: String,
         /// The number, as it is written.
         number: String,
     },
@@ -34,9 +39,19 @@ pub enum ExactError {
         /// Leads to the first value that is too deep.
         path: String,
     },
-    /// It is JSON by its form, and a text in it is not Unicode.
-    #[error("a text in it is not Unicode")]
-    Text(#[source] serde_json::Error),
+    /// It is JSON by its form, and a text in it, or a key, is not Unicode: half of a surrogate pair, for example.
+    #[error("{}a text is not Unicode", at(path))]
+    Text {
+        /// Leads to the text, or to the object that has the key; empty where it is the whole.
+        path: String,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+fn at(path: &str) -> String {
+    if path.is_empty() { String::new() } else { format!("at `{path}`, ") }
 }
 
 /// Returns the value of a JSON text, exactly: no integer becomes a float, and no key is dropped.
@@ -53,14 +68,40 @@ pub enum ExactError {
 /// ```
 pub fn parse_exact(text: &str) -> Result<Value, ExactError> {
     serde_json::from_str::<IgnoredAny>(text).map_err(ExactError::NotJson)?;
-    if let Some(number) = numbers(text).find(|number| !is_kept(number)) {
-        return Err(ExactError::Number { number: number.to_owned() });
-    }
-    let refusal = Cell::new(None);
+    let notes = Notes { changed: numbers(text).position(|number| !is_kept(number)), ..Notes::default() };
     let mut reader = serde_json::Deserializer::from_str(text);
-    Reading { place: Place::Root, depth: 1, refusal: &refusal }
-        .deserialize(&mut reader)
-        .map_err(|source| refusal.take().unwrap_or(ExactError::Text(source)))
+    read(&mut reader, &notes).map_err(|source| {
+        let path = notes.failed_at.take().unwrap_or_default();
+        match notes.refusal.take() {
+            Some(Refusal::Number) => {
+                let number = numbers(text).nth(notes.numbers.get()).unwrap_or_default().to_owned();
+                ExactError::Number { path, number }
+            }
+            Some(Refusal::Duplicate) => ExactError::Duplicate { path },
+            Some(Refusal::TooDeep) => ExactError::TooDeep { path },
+            // Too large for any float; what else `serde_json` refuses in a text that is JSON is a text.
+            None if notes.changed == Some(notes.numbers.get())
+                && source.to_string().contains("out of range") =>
+            {
+                let number = numbers(text).nth(notes.numbers.get()).unwrap_or_default().to_owned();
+                ExactError::Number { path, number }
+            }
+            None => ExactError::Text { path, source },
+        }
+    })
+}
+
+/// Reads one value of whatever format, exactly. The error says what is wrong with it, and where.
+pub(crate) fn read_exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+    let notes = Notes::default();
+    read(deserializer, &notes).map_err(|source| match notes.failed_at.take() {
+        Some(path) if !path.is_empty() => serde::de::Error::custom(format_args!("{source}, at `{path}`")),
+        Some(_) | None => source,
+    })
+}
+
+fn read<'de, D: Deserializer<'de>>(deserializer: D, notes: &Notes) -> Result<Value, D::Error> {
+    Reading { place: Place::Root, depth: 1, notes }.deserialize(deserializer)
 }
 
 /// Returns the numbers of a text that is known to be JSON.
@@ -94,21 +135,44 @@ fn numbers(text: &str) -> impl Iterator<Item = &str> {
 
 fn is_kept(number: &str) -> bool {
     if number.contains(['.', 'e', 'E']) {
-        number.parse::<f64>().is_ok_and(f64::is_finite)
+        // Nothing but zero may become zero.
+        let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
+        let is_zero = !mantissa.contains(|digit| matches!(digit, '1'..='9'));
+        number.parse::<f64>().is_ok_and(|float| float.is_finite() && (float == 0.0) == is_zero)
     } else {
         number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok()
     }
 }
 
+/// What a reading says beside its value: an error of another crate cannot carry it.
+#[derive(Default)]
+struct Notes {
+    /// How many numbers were read before the one at hand.
+    numbers: Cell<usize>,
+    /// The first number that would change, counted from 0.
+    changed: Option<usize>,
+    refusal: Cell<Option<Refusal>>,
+    /// Where the reading ended.
+    failed_at: Cell<Option<String>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Refusal {
+    Number,
+    Duplicate,
+    TooDeep,
+}
+
 /// Reads one value, at its place in the whole.
+#[derive(Clone, Copy)]
 struct Reading<'a> {
     place: Place<'a>,
     /// From 1.
     depth: usize,
-    /// Why the whole is refused: an error of `serde_json` cannot carry it.
-    refusal: &'a Cell<Option<ExactError>>,
+    notes: &'a Notes,
 }
 
+#[derive(Clone, Copy)]
 enum Place<'a> {
     Root,
     Key(&'a Place<'a>, &'a str),
@@ -116,10 +180,24 @@ enum Place<'a> {
 }
 
 impl Reading<'_> {
-    fn refuse<E: serde::de::Error>(&self, refusal: ExactError) -> E {
-        let error = E::custom(&refusal);
-        self.refusal.set(Some(refusal));
-        error
+    fn refuse<E: serde::de::Error>(&self, refusal: Refusal, why: &str) -> E {
+        self.notes.refusal.set(Some(refusal));
+        E::custom(why)
+    }
+
+    fn number<E: serde::de::Error>(&self, number: impl Into<Number>) -> Result<Value, E> {
+        let count = self.notes.numbers.get();
+        if self.notes.changed == Some(count) {
+            return Err(self.refuse(Refusal::Number, "a number would change"));
+        }
+        self.notes.numbers.set(count + 1);
+        Ok(Value::Number(number.into()))
+    }
+
+    /// Notes where a reading ended, if nothing below did.
+    fn failed(&self) {
+        let below = self.notes.failed_at.take();
+        self.notes.failed_at.set(Some(below.unwrap_or_else(|| self.place.to_string())));
     }
 }
 
@@ -127,10 +205,12 @@ impl<'de> DeserializeSeed<'de> for Reading<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        if self.depth > DEPTH_MAX {
-            return Err(self.refuse(ExactError::TooDeep { path: self.place.to_string() }));
-        }
-        deserializer.deserialize_any(self)
+        let read = if self.depth > DEPTH_MAX {
+            Err(self.refuse(Refusal::TooDeep, "it is nested too deep"))
+        } else {
+            deserializer.deserialize_any(self)
+        };
+        read.inspect_err(|_| self.failed())
     }
 }
 
@@ -149,16 +229,18 @@ impl<'de> Visitor<'de> for Reading<'_> {
         Ok(Value::Bool(flag))
     }
 
-    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
-        Ok(Value::Number(number.into()))
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Value, E> {
+        self.number(number)
     }
 
-    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
-        Ok(Value::Number(number.into()))
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Value, E> {
+        self.number(number)
     }
 
     fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<Value, E> {
-        Number::from_f64(number).map(Value::Number).ok_or_else(|| E::custom("a number without bounds"))
+        let number = Number::from_f64(number)
+            .ok_or_else(|| E::custom(format_args!("{number} is no number that JSON can hold")))?;
+        self.number(number)
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Value, E> {
@@ -174,7 +256,7 @@ impl<'de> Visitor<'de> for Reading<'_> {
         while let Some(item) = access.next_element_seed(Reading {
             place: Place::Index(&self.place, items.len()),
             depth: self.depth + 1,
-            refusal: self.refusal,
+            notes: self.notes,
         })? {
             items.push(item);
         }
@@ -184,12 +266,13 @@ impl<'de> Visitor<'de> for Reading<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let mut entries = Map::new();
         while let Some(key) = access.next_key::<String>()? {
-            let place = Place::Key(&self.place, &key);
+            let inner =
+                Reading { place: Place::Key(&self.place, &key), depth: self.depth + 1, notes: self.notes };
             if entries.contains_key(&key) {
-                return Err(self.refuse(ExactError::Duplicate { path: place.to_string() }));
+                inner.failed();
+                return Err(inner.refuse(Refusal::Duplicate, "a key stands there twice"));
             }
-            let value =
-                access.next_value_seed(Reading { place, depth: self.depth + 1, refusal: self.refusal })?;
+            let value = access.next_value_seed(inner)?;
             entries.insert(key, value);
         }
         Ok(Value::Object(entries))
@@ -198,12 +281,19 @@ impl<'de> Visitor<'de> for Reading<'_> {
 
 impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Root => Ok(()),
-            Self::Key(Self::Root, key) => f.write_str(key),
-            Self::Key(parent, key) => write!(f, "{parent}.{key}"),
-            Self::Index(parent, index) => write!(f, "{parent}[{index}]"),
+        let mut steps = Vec::new();
+        let mut at = self;
+        loop {
+            let (parent, step) = match at {
+                Self::Root => break,
+                Self::Key(parent, key) => (parent, Step::Key(key)),
+                Self::Index(parent, index) => (parent, Step::Index(*index)),
+            };
+            steps.push(step);
+            at = parent;
         }
+        let path: String = steps.iter().rev().map(ToString::to_string).collect();
+        f.write_str(path.strip_prefix('.').unwrap_or(&path))
     }
 }
 
@@ -237,9 +327,19 @@ mod tests {
     fn a_number_that_would_change_is_refused_by_name_and_digits_in_a_text_are_not() {
         assert_eq!(
             refusal(r#"{"id": "1", "n": 18446744073709551616}"#),
-            "the number 18446744073709551616 would not be kept exactly: write it in quotes"
+            "at `n`, the number 18446744073709551616 would not be kept exactly: write it in quotes"
         );
-        assert!(matches!(parse_exact("1e400"), Err(ExactError::Number { number }) if number == "1e400"));
+        for (text, path, wrong) in [
+            ("1e400", "", "1e400"),
+            ("1e-400", "", "1e-400"),
+            (r#"[1, {"a b": [2.5, -1E-999]}]"#, "[1][\"a b\"][1]", "-1E-999"),
+            ("[[0.0, 0e-999, -9223372036854775809]]", "[0][2]", "-9223372036854775809"),
+            (r#"{"a": [1e400], "b": "\ud800"}"#, "a[0]", "1e400"),
+        ] {
+            let error = parse_exact(text).unwrap_err();
+            let ExactError::Number { path: found, number } = error else { panic!("{error:?}") };
+            assert_eq!((found.as_str(), number.as_str()), (path, wrong), "{text}");
+        }
         assert_eq!(parse_exact(r#""\"18446744073709551616""#).unwrap(), json!("\"18446744073709551616"));
     }
 
@@ -259,17 +359,13 @@ mod tests {
         assert!(matches!(parse_exact(&nested(100_000)), Err(ExactError::TooDeep { .. })));
     }
 
-    #[cfg(feature = "store")]
-    #[test]
-    fn the_depth_is_the_one_that_stores_keep() {
-        assert_eq!(DEPTH_MAX, crate::store::DEPTH_MAX);
-    }
-
     #[test]
     fn what_is_not_json_is_told_from_json_that_is_refused() {
         for text in ["", "hello", "{} {}", r#"{"a": 1, "a": 2} and more"#, "007"] {
             assert!(matches!(parse_exact(text), Err(ExactError::NotJson(_))), "{text}");
         }
-        assert!(matches!(parse_exact(r#"["\ud800"]"#), Err(ExactError::Text(_))));
+        assert_eq!(refusal(r#"{"a": [1, "\ud800"]}"#), "at `a[1]`, a text is not Unicode");
+        assert_eq!(refusal(r#"{"a": {"\udc00\ud800": 1}, "b": 1e400}"#), "at `a`, a text is not Unicode");
+        assert_eq!(refusal(r#""\ud800""#), "a text is not Unicode");
     }
 }

@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+use super::{dismantle, is_too_deep, read_exact};
+
 /// A JSON value that is cheap to copy and cheap to append to.
 ///
 /// A list or a text that grew by [`append`](super::ExecutionContext::append) is kept as a chain: what was there, and
@@ -58,8 +60,8 @@ impl Variable {
     /// Returns the value, copying it only if somebody else holds it too.
     pub fn into_value(self) -> Value {
         match Arc::try_unwrap(self.0) {
-            Ok(Shape::Whole(value)) => value,
-            Ok(Shape::Grown(growth)) => Self(Arc::new(Shape::Grown(growth))).value().clone(),
+            Ok(Shape::Whole(ref mut value)) => std::mem::take(value),
+            Ok(grown @ Shape::Grown(_)) => Self(Arc::new(grown)).value().clone(),
             Err(shared) => Self(shared).value().clone(),
         }
     }
@@ -205,7 +207,7 @@ impl Shape {
 }
 
 impl Addition {
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Addition::Items(items) => items.len(),
             Addition::Text(text) => text.len(),
@@ -232,13 +234,32 @@ impl Addition {
 /// Takes a long chain apart in a loop: the derived drop would use a stack frame for each link.
 impl Drop for Growth {
     fn drop(&mut self) {
+        drop_flat(self.whole.take().unwrap_or_default());
+        if let Addition::Items(items) = &mut self.added {
+            drop_flat(Value::Array(std::mem::take(items)));
+        }
         let mut next = self.before.take();
         while let Some(variable) = next {
-            next = match Arc::into_inner(variable.0) {
-                Some(Shape::Grown(mut growth)) => growth.before.take(),
-                Some(Shape::Whole(_)) | None => None,
-            };
+            next = Arc::into_inner(variable.0).and_then(|mut shape| match &mut shape {
+                Shape::Grown(growth) => growth.before.take(),
+                Shape::Whole(_) => None,
+            });
         }
+    }
+}
+
+/// What is nested too deep to be stored may be nested too deep for the derived drop, which recurses.
+impl Drop for Shape {
+    fn drop(&mut self) {
+        if let Shape::Whole(value) = self {
+            drop_flat(std::mem::take(value));
+        }
+    }
+}
+
+fn drop_flat(value: Value) {
+    if is_too_deep(&value) {
+        dismantle(value);
     }
 }
 
@@ -269,7 +290,7 @@ impl Serialize for Variable {
 
 impl<'de> Deserialize<'de> for Variable {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Value::deserialize(deserializer).map(Self::from)
+        read_exact(deserializer).map(Self::from)
     }
 }
 
@@ -375,5 +396,16 @@ mod tests {
         drop(shared);
         assert_eq!(variable.len(), Some(1_000_000));
         drop(variable);
+    }
+
+    #[test]
+    fn a_value_that_is_nested_a_million_deep_is_dropped_without_a_deep_stack() {
+        let deep = || (0..1_000_000).fold(json!(1), |inner, _| Value::Array(vec![inner]));
+        drop(Variable::from(deep()));
+        let mut grown = Variable::from(json!([]));
+        let older = grown.clone();
+        grown.append(deep()).unwrap();
+        assert_eq!(older.len(), Some(0));
+        drop(grown);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 use super::Seq;
-use crate::execution::ExecutionId;
+use crate::execution::{ExecutionId, Unstorable};
 
 /// A cause from below: the driver, the operating system.
 pub type Source = Arc<dyn std::error::Error + Send + Sync>;
@@ -45,7 +45,7 @@ pub enum StoreError {
     /// The value cannot be stored so that it comes back the same. Nothing was written.
     #[error("cannot store {path}: {why}")]
     Unstorable {
-        /// Where the value stands, as `vars.NAME` or `nodes.ID.output`.
+        /// Where the value stands, such as `vars.x[3].y` or `nodes.draft.output`.
         path: String,
         /// What is wrong with it.
         why: String,
@@ -117,6 +117,12 @@ pub enum StoreError {
         /// The store.
         location: String,
     },
+}
+
+impl From<Unstorable> for StoreError {
+    fn from(Unstorable { path, why }: Unstorable) -> Self {
+        Self::Unstorable { path, why }
+    }
 }
 
 /// Somebody else was first.

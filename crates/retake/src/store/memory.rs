@@ -292,6 +292,7 @@ impl Store for MemoryStore {
     }
 
     async fn ask(&self, id: ExecutionId, request: Request) -> Result<(), StoreError> {
+        let request = request.checked()?;
         self.kept().require_mut(id)?.requests.push(request);
         Ok(())
     }

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::Delta;
+use super::{Delta, StoreError};
 use crate::checkpoint::CheckpointId;
-use crate::execution::{ExecutionId, ExecutionState, Spend, WorkflowId};
+use crate::execution::{ExecutionId, ExecutionState, Spend, WorkflowId, check_value, dismantle};
 
 /// The number of a checkpoint in its execution's history: `@1` is the start, and every new one is the next.
 pub type Seq = u64;
@@ -373,6 +373,18 @@ pub struct Request {
     pub ask: Ask,
     /// Who asks, and how.
     pub operation: NewOperation,
+}
+
+impl Request {
+    /// Returns the request where what comes with it can be stored.
+    pub(super) fn checked(self) -> Result<Self, StoreError> {
+        let Ask::Approve { node, with, .. } = &self.ask else { return Ok(self) };
+        let Err(refused) = check_value(&format!("nodes.{node}.output"), with) else { return Ok(self) };
+        if let Ask::Approve { with, .. } = self.ask {
+            dismantle(with);
+        }
+        Err(refused.into())
+    }
 }
 
 /// What can be asked of a running execution.

@@ -364,6 +364,7 @@ impl Store for SqliteStore {
     }
 
     async fn ask(&self, id: ExecutionId, request: Request) -> Result<(), StoreError> {
+        let request = request.checked()?;
         self.write(move |db, _, _| lease::ask(db, id, &request)).await
     }
 

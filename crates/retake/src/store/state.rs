@@ -9,7 +9,8 @@ use super::delta::MESSAGE_PACK;
 use super::{Delta, Entry, Image, Key, KeyChange, Op, Piece, StoreError, value};
 use crate::execution::{
     Addition, Base, Cell, Change, Compensation, ExecutionContext, ExecutionId, ExecutionState, Ledger, Map,
-    NodeExecutionResult, NodeId, Spend, TakenBack, Variable, Variables, WorkflowId, WriteOp, node_id,
+    NodeExecutionResult, NodeId, Spend, Step, TakenBack, Variable, Variables, WorkflowId, check_appended,
+    check_base, check_compensation, check_result, check_spend, check_taken_back,
 };
 
 /// The part of a state that is neither variable nor result.
@@ -114,21 +115,21 @@ fn ledger(changes: &mut Vec<KeyChange>, before: Option<&Ledger>, after: &Ledger)
     if Tally::of(before) != Tally::of(after) {
         changes.push(set(Key::Tally, None, tally_piece(&Tally::of(after))?));
     }
+    check_spend(after)?;
     let base = |name: &String, base: &Base| {
-        let path = format!("the base of vars.{name}");
-        base.value.iter().try_for_each(|value| value::check(&path, value))?;
-        record_piece(&path, base)
+        check_base(name, base)?;
+        record_piece(&format!("bases.{name}"), base)
     };
     records(changes, &before.bases, &after.bases, |name| (Key::Base(name.clone()), None), base)?;
     let taken_back = |id: &NodeId, taken_back: &TakenBack| {
-        taken_back.spare.iter().try_for_each(|spare| check_node(id, &spare.result))?;
-        record_piece(&format!("the earlier result of node {id}"), taken_back)
+        check_taken_back(id, taken_back)?;
+        record_piece(&format!("taken_back.{id}"), taken_back)
     };
     let key = |id: &NodeId| (Key::TakenBack(*id), Some(*id));
     records(changes, &before.taken_back, &after.taken_back, key, taken_back)?;
     let compensation = |_: &u64, compensation: &Compensation| {
-        check_node(&node_id(&compensation.node), &compensation.result)?;
-        record_piece(&format!("the compensation of node `{}`", compensation.node), compensation)
+        check_compensation(compensation)?;
+        record_piece(&format!("compensations.{}", compensation.node), compensation)
     };
     let key = |turn: &u64| (Key::Compensation(*turn), None);
     records(changes, &before.compensations, &after.compensations, key, compensation)
@@ -235,7 +236,8 @@ fn variables(
 }
 
 fn whole(prefix: &str, name: &str, variable: &Variable) -> Result<Op, StoreError> {
-    let piece = value_piece(&format!("{prefix}.{name}"), variable.value())?;
+    let path = format!("{prefix}{}", Step::Key(name));
+    let piece = value_piece(&path, 0, variable.value())?;
     Ok(Op::Set { pieces: vec![piece], len: length(variable) })
 }
 
@@ -246,11 +248,14 @@ fn appended(
     after: &Variable,
     additions: Vec<Addition>,
 ) -> Result<Op, StoreError> {
-    let path = format!("{prefix}.{name}");
-    let pieces = additions
-        .into_iter()
-        .map(|added| value_piece(&path, &added.into_value()))
-        .collect::<Result<_, _>>()?;
+    let path = format!("{prefix}{}", Step::Key(name));
+    let mut start = before.len().unwrap_or(0);
+    let mut pieces = Vec::with_capacity(additions.len());
+    for added in additions {
+        let len = added.len();
+        pieces.push(value_piece(&path, start, &added.into_value())?);
+        start += len;
+    }
     Ok(Op::Append { start: length(before), pieces, len: length(after) })
 }
 
@@ -262,23 +267,16 @@ fn set(key: Key, writer: Option<NodeId>, piece: Piece) -> KeyChange {
     KeyChange { key, writer, op: Op::Set { pieces: vec![piece], len: 0 } }
 }
 
-fn value_piece(path: &str, value: &Value) -> Result<Piece, StoreError> {
-    Ok(Piece { codec: MESSAGE_PACK, bytes: Bytes::from(value::encode(path, value)?) })
+/// Encodes a value, or the items from `start` on of one.
+fn value_piece(path: &str, start: usize, value: &Value) -> Result<Piece, StoreError> {
+    let len = check_appended(path, start, value)?;
+    Ok(Piece { codec: MESSAGE_PACK, bytes: Bytes::from(value::encode_checked(path, value, len)?) })
 }
 
 fn node_piece(id: &NodeId, node: &NodeExecutionResult) -> Result<Piece, StoreError> {
-    check_node(id, node)?;
-    record_piece(&format!("the result of node {id}"), node)
-}
-
-fn check_node(id: &NodeId, node: &NodeExecutionResult) -> Result<(), StoreError> {
-    let path = format!("the result of node {id}");
-    let written = node.writes.iter().filter_map(|write| match &write.op {
-        WriteOp::Set(value) | WriteOp::Append(value) => Some(value),
-        WriteOp::Output | WriteOp::Field(_) | WriteOp::Remove => None,
-    });
-    let measured = node.metrics.iter().flat_map(|metrics| metrics.custom.values());
-    node.output().into_iter().chain(measured).chain(written).try_for_each(|value| value::check(&path, value))
+    let path = format!("nodes.{id}");
+    check_result(&path, node)?;
+    record_piece(&path, node)
 }
 
 /// Without the names of its fields, as it is stored with every node.
@@ -437,7 +435,12 @@ mod tests {
         let mut second = first.clone();
         second.set_variable("deep".into(), (0..200).fold(json!(1), |inner, _| json!([inner])));
         let error = delta(Some(&first), &second, |_| None).unwrap_err();
-        assert_eq!(error.to_string(), "cannot store vars.deep: it is nested deeper than 100 levels");
+        let path = format!("vars.deep{}", "[0]".repeat(100));
+        assert_eq!(error.to_string(), format!("cannot store {path}: it is nested deeper than 100 levels"));
+        let mut third = first.clone();
+        third.append("messages", json!({"y": second.get_variable("deep")})).unwrap();
+        let error = delta(Some(&first), &third, |_| None).unwrap_err();
+        assert!(error.to_string().starts_with("cannot store vars.messages[1].y[0]"), "{error}");
     }
 
     #[test]

@@ -1,23 +1,28 @@
 //! One value: what can be stored, its bytes, and its hash.
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::StoreError;
+use crate::execution::{check_value, read_exact};
 
-/// Deepest nesting of a stored value. `serde_json` reads back 127 levels at most; an export wraps values in a few more.
-pub const DEPTH_MAX: usize = 100;
-
-/// Largest encoding of one stored value, in bytes: four times what a node's output may be, and little enough that a
-/// process with 256 MiB of memory can save such a value and load it, which takes up to three copies of it.
-pub const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub use crate::execution::{DEPTH_MAX, VALUE_BYTES_MAX};
 
 /// Encodes a value as MessagePack.
 ///
 /// # Errors
-/// [`StoreError::Unstorable`] with the path of what cannot be read back: too deep, or too large.
+/// [`StoreError::Unstorable`] with the path of what could not be read back, before anything is allocated for it.
 pub fn encode(path: &str, value: &Value) -> Result<Vec<u8>, StoreError> {
-    check(path, value)?;
-    bounded(path, |bytes| rmp_serde::encode::write(bytes, value))
+    let len = check_value(path, value)?;
+    encode_checked(path, value, len)
+}
+
+/// Encodes a value that was checked and takes `len` bytes.
+pub(super) fn encode_checked(path: &str, value: &Value, len: usize) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = Vec::with_capacity(len);
+    rmp_serde::encode::write(&mut bytes, value)
+        .map_err(|source| StoreError::Unstorable { path: path.to_owned(), why: source.to_string() })?;
+    Ok(bytes)
 }
 
 /// Returns what `write` writes, unless that is more than a value may take: then it ends there, and the rest is never
@@ -61,17 +66,28 @@ impl std::io::Write for Bounded {
 /// Decodes what [`encode`] made.
 ///
 /// # Errors
-/// [`StoreError::Corrupt`] that names `record`.
+/// [`StoreError::Corrupt`] that names `record`, also for what [`encode`] never makes: a key that stands in one object
+/// twice, NaN, or a nesting that is too deep.
 pub fn decode(record: &str, bytes: &[u8]) -> Result<Value, StoreError> {
-    decode_as(record, bytes)
+    decode_by(record, bytes, |decoder| read_exact(decoder))
 }
 
 /// Decodes a MessagePack record, within the depth limit.
-pub(crate) fn decode_as<T: serde::de::DeserializeOwned>(record: &str, bytes: &[u8]) -> Result<T, StoreError> {
+pub(crate) fn decode_as<T: DeserializeOwned>(record: &str, bytes: &[u8]) -> Result<T, StoreError> {
+    decode_by(record, bytes, |decoder| T::deserialize(decoder))
+}
+
+type Decoder<'a> = rmp_serde::Deserializer<rmp_serde::decode::ReadRefReader<'a, [u8]>>;
+
+fn decode_by<T>(
+    record: &str,
+    bytes: &[u8],
+    read: impl FnOnce(&mut Decoder<'_>) -> Result<T, rmp_serde::decode::Error>,
+) -> Result<T, StoreError> {
     let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
     // A record holds a value a few levels down.
     decoder.set_max_depth(DEPTH_MAX + 16);
-    T::deserialize(&mut decoder)
+    read(&mut decoder)
         .map_err(|source| StoreError::Corrupt { record: record.to_owned(), why: source.to_string() })
 }
 
@@ -125,23 +141,6 @@ fn feed_text(hasher: &mut blake3::Hasher, tag: u8, text: &str) {
     hasher.update(text.as_bytes());
 }
 
-/// Says whether a value could be read back.
-pub(crate) fn check(path: &str, value: &Value) -> Result<(), StoreError> {
-    let mut places = vec![(value, 1_usize)];
-    while let Some((value, depth)) = places.pop() {
-        if depth > DEPTH_MAX {
-            let why = format!("it is nested deeper than {DEPTH_MAX} levels");
-            return Err(StoreError::Unstorable { path: path.to_owned(), why });
-        }
-        match value {
-            Value::Array(items) => places.extend(items.iter().map(|item| (item, depth + 1))),
-            Value::Object(entries) => places.extend(entries.values().map(|item| (item, depth + 1))),
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -173,7 +172,8 @@ mod tests {
         let deepest = nested(DEPTH_MAX - 1);
         assert_eq!(decode("a test", &encode("x", &deepest).unwrap()).unwrap(), deepest);
         let error = encode("vars.x", &nested(DEPTH_MAX)).unwrap_err();
-        assert_eq!(error.to_string(), "cannot store vars.x: it is nested deeper than 100 levels");
+        let path = format!("vars.x{}", "[0]".repeat(DEPTH_MAX));
+        assert_eq!(error.to_string(), format!("cannot store {path}: it is nested deeper than 100 levels"));
     }
 
     #[test]
@@ -208,5 +208,22 @@ mod tests {
         let bytes = encode("x", &json!(["a", "b"])).unwrap();
         let error = decode("delta 7", &bytes[..bytes.len() - 1]).unwrap_err();
         assert!(error.to_string().starts_with("delta 7 is damaged: "), "{error}");
+    }
+
+    #[test]
+    fn bytes_that_no_value_makes_are_damaged_and_nothing_is_made_of_them() {
+        let nan = [&[0x91, 0xcb][..], &f64::NAN.to_be_bytes()].concat();
+        let twice = [0x82, 0xa1, b'k', 1, 0xa1, b'k', 2];
+        let deep = [0x91].repeat(DEPTH_MAX);
+        for (bytes, why) in [
+            (&nan[..], "NaN is no number that JSON can hold, at `[0]`"),
+            (&twice, "a key stands there twice, at `k`"),
+            (&deep, "nested too deep"),
+            // A list of four billion items that are not there.
+            (&[0xdd, 0xff, 0xff, 0xff, 0xff], "delta 7 is damaged: "),
+        ] {
+            let error = decode("delta 7", bytes).unwrap_err().to_string();
+            assert!(error.starts_with("delta 7 is damaged: ") && error.contains(why), "{error}");
+        }
     }
 }

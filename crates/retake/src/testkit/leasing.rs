@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::cases;
 use super::trial::{Trial, assert_refused, head, operation, set, step};
 use crate::clock::Clock;
-use crate::store::{Ask, Commit, Conflict, Lease, Request, StoreError, StoreExt};
+use crate::store::{Ask, Commit, Conflict, DEPTH_MAX, Lease, Request, StoreError, StoreExt};
 
 const TTL: Duration = Duration::from_secs(30);
 
@@ -24,6 +24,7 @@ cases![
     what_is_asked_is_given_to_the_holder_in_order_until_it_is_answered,
     a_refused_commit_answers_nothing,
     a_request_can_be_taken_back_until_it_is_answered,
+    a_request_that_could_not_be_read_back_is_refused,
 ];
 
 fn fenced(trial: &Trial, lease: &Lease, head: u64, text: &str) -> Commit {
@@ -241,4 +242,20 @@ async fn a_request_can_be_taken_back_until_it_is_answered(trial: Trial) {
     commit.checkpoint.answers = vec![two.id];
     store.commit(commit).await.expect("committed");
     assert!(!store.withdraw(id, two.id).await.expect("answered before"));
+}
+
+async fn a_request_that_could_not_be_read_back_is_refused(trial: Trial) {
+    let id = trial.begin("a").await;
+    let store = trial.store().await;
+    let approve = |depth: usize| {
+        let with = (0..depth).fold(json!(1), |inner, _| Value::Array(vec![inner]));
+        request(&trial, Ask::Approve { node: "send".to_owned(), approved: true, with })
+    };
+    let deepest = approve(DEPTH_MAX - 1);
+    store.ask(id, deepest.clone()).await.expect("asked");
+    for depth in [DEPTH_MAX, 200_000] {
+        let refused = store.ask(id, approve(depth)).await;
+        assert_refused!(refused, StoreError::Unstorable { path, .. } if path.starts_with("nodes.send.output[0]"));
+    }
+    assert_eq!(trial.store().await.requests(id).await.expect("a look"), [deepest]);
 }

@@ -20,7 +20,7 @@ use retake::engine::{
     Decision, Effects, Engine, EngineError, Extent, NodeContext, NodeError, Outcome, Registry, Rerun, Resume,
     Rollback, Start,
 };
-use retake::execution::{ExecutionResult, ExecutionState, Subject, node_id};
+use retake::execution::{ExecutionResult, ExecutionState, Subject, TokenUsage, node_id};
 use retake::store::{Cause, Conflict, HistoryPage, MemoryStore, NewOperation, StoreError, StoreExt};
 use retake::workflow::{Effect, Node, OnError, Workflow};
 use serde_json::{Value, json};

@@ -255,15 +255,49 @@ async fn a_handler_that_panics_fails_its_node_and_nothing_else() {
     assert_eq!(engine.store().require(outcome.execution).await.unwrap().state.name(), "failed");
 }
 
+/// A value that no stack is deep enough for to drop it.
+fn bottomless() -> Value {
+    (0..200_000).fold(json!(1), |inner, _| Value::Array(vec![inner]))
+}
+
 #[tokio::test]
-async fn an_output_that_cannot_be_stored_fails_its_node() {
+async fn what_cannot_be_stored_fails_its_node_with_its_path() {
     let registry = Registry::new()
-        .with("deep", async |_| Ok::<_, NodeError>((0..200).fold(json!(1), |inner, _| json!([inner]))));
-    let engine = Engine::new(Arc::new(MemoryStore::new())).with_registry(registry);
-    let outcome =
-        run(&engine, Workflow::builder("deep").node("a", Node::call("deep")).build().unwrap()).await;
-    let (_, why) = &outcome.failures[0];
-    assert_eq!(why, "cannot store nodes.a.output: it is nested deeper than 100 levels");
+        .with("output", async |_| Ok::<_, NodeError>(bottomless()))
+        .with("set", async |ctx: NodeContext| {
+            ctx.set_variable("x", bottomless());
+            ctx.set_variable("x", json!(1));
+            Ok::<_, NodeError>(bottomless())
+        })
+        .with("append", async |ctx: NodeContext| {
+            ctx.append("x", Value::Object([("a b".to_owned(), bottomless())].into_iter().collect()))?;
+            Ok::<_, NodeError>(())
+        })
+        .with("measure", async |ctx: NodeContext| {
+            ctx.measured("hops", bottomless());
+            Ok::<_, NodeError>(())
+        })
+        .with("price", async |ctx: NodeContext| {
+            ctx.spent(TokenUsage::new(1, 1), Some(f64::NAN));
+            Ok::<_, NodeError>(())
+        })
+        .with("float", async |_| Ok::<_, NodeError>(BTreeMap::from([("y", [1.0, f64::INFINITY])])))
+        .with("large", async |_| Ok::<_, NodeError>([u128::MAX]));
+    for (closure, wanted) in [
+        ("output", "nodes.a.output[0][0]"),
+        ("set", "vars.x[0][0]"),
+        ("append", "vars.x[\"a b\"][0][0]"),
+        ("measure", "nodes.a.metrics.hops[0][0]"),
+        ("price", "nodes.a.metrics.cost_usd: NaN is no number that JSON can hold"),
+        ("float", "nodes.a.output.y[1]: inf is no number that JSON can hold"),
+        ("large", "nodes.a.output[0]: 340282366920938463463374607431768211455 does not fit into 64 bits"),
+    ] {
+        let engine = Engine::new(Arc::new(MemoryStore::new())).with_registry(registry.clone());
+        let workflow = Workflow::builder("w").node("a", Node::call(closure)).build().unwrap();
+        let outcome = run(&engine, workflow).await;
+        let (_, why) = &outcome.failures[0];
+        assert!(why.starts_with(&format!("cannot store {wanted}")), "{closure}: {why}");
+    }
 }
 
 #[tokio::test]

@@ -341,7 +341,7 @@ mod tests {
         assert_eq!(
             error.message(),
             "stdout is JSON that cannot be taken as it is: \
-             the number 123456789012345678901234567890 would not be kept exactly: write it in quotes"
+             at `id`, the number 123456789012345678901234567890 would not be kept exactly: write it in quotes"
         );
         assert!(!error.is_retryable());
         assert!(refusal("echo '{\"a\": 1, \"a\": 2}'").await.message().contains("`a` stands there twice"));

@@ -10,9 +10,9 @@ use super::{BY_HAND, Edit, Effects, Known};
 use crate::engine::{EngineError, attempt, standing};
 use crate::execution::{
     Base, Cell, ExecutionContext, ExecutionResult, NodeExecutionResult, NodeId, Subject, Write, WriteOp,
-    node_id,
+    check_value, node_id,
 };
-use crate::store::{Cause, Seq, check_value, hash};
+use crate::store::{Cause, Seq, StoreError, hash};
 use crate::workflow::{NodeKind, Workflow};
 
 /// A plan in the making.
@@ -278,7 +278,7 @@ impl<'a> Draft<'a> {
             (true, false) | (false, true) => {}
         }
         let output = request.outputs.get(name).cloned().unwrap_or_default();
-        check_value(&format!("nodes.{name}.output"), &output)?;
+        check_value(&format!("nodes.{name}.output"), &output).map_err(StoreError::from)?;
         let definition = workflow.node(node);
         if let NodeKind::Set(variables) = &definition.kind
             && let Some(missing) = variables.keys().find(|variable| output.get(variable).is_none())
