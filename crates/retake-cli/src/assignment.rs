@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use retake::execution::parse_exact;
+use retake::execution::{ExactError, parse_exact};
 use serde_json::Value;
 
 use crate::failure::{Code, Failure};
@@ -33,8 +33,8 @@ fn assignment(text: &str) -> Result<(String, Value), Failure> {
 /// way, and `@@` a text's own `@`.
 pub(crate) fn value(text: &str) -> Result<Value, Failure> {
     let path = match text.strip_prefix('@') {
-        None => return Ok(json_or_text(text)),
-        Some(escaped) if escaped.starts_with('@') => return Ok(json_or_text(escaped)),
+        None => return json_or_text(text),
+        Some(escaped) if escaped.starts_with('@') => return json_or_text(escaped),
         Some(path) => path,
     };
     let held = inputs::text(Path::new(path)).map_err(|error| {
@@ -42,11 +42,16 @@ pub(crate) fn value(text: &str) -> Result<Value, Failure> {
         failure.causes.push(error.to_string());
         failure
     })?;
-    Ok(json_or_text(&held))
+    json_or_text(&held)
 }
 
-fn json_or_text(text: &str) -> Value {
-    parse_exact(text).unwrap_or_else(|_| Value::String(text.to_owned()))
+/// JSON that would not be kept exactly is no text either: the text would be another value than the one that was meant.
+fn json_or_text(text: &str) -> Result<Value, Failure> {
+    match parse_exact(text) {
+        Ok(value) => Ok(value),
+        Err(ExactError::NotJson(_)) => Ok(Value::String(text.to_owned())),
+        Err(inexact) => Err(Failure::new(Code::Usage, format!("cannot take the value: {inexact}"))),
+    }
 }
 
 #[cfg(test)]
@@ -68,6 +73,14 @@ mod tests {
             ("n=@@home", json!("@home")),
         ] {
             assert_eq!(assignment(text).unwrap(), ("n".to_owned(), wanted), "{text}");
+        }
+        for (text, why) in [
+            ("n=18446744073709551616", "the number 18446744073709551616 would not be kept exactly"),
+            ("n={\"a\": 1, \"a\": 2}", "`a` stands there twice"),
+            ("n=[\"\\ud800\"]", "at `[0]`, a text is not Unicode"),
+        ] {
+            let refused = assignment(text).unwrap_err();
+            assert!(refused.message.contains(why), "{text}: {}", refused.message);
         }
         assert!(assignment("n").is_err());
         let directory = tempfile::tempdir().unwrap();
