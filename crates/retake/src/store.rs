@@ -11,6 +11,7 @@ mod delta;
 #[cfg(feature = "sqlite")]
 mod encryption;
 mod error;
+mod history;
 mod memory;
 mod record;
 mod sharing;
@@ -28,6 +29,7 @@ pub use delta::{Delta, Entry, Image, Key, KeyChange, MESSAGE_PACK, Op, Piece};
 #[cfg(feature = "sqlite")]
 pub use encryption::{KeyError, MasterKey};
 pub use error::{Conflict, Source, StoreError};
+pub use history::{History, HistoryPoint, KeptWorkflow};
 pub use memory::MemoryStore;
 pub use record::{
     Ask, Cause, CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Lease,
@@ -108,6 +110,26 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`StoreError::NoExecution`].
     async fn note(&self, id: ExecutionId, note: Note) -> Result<OperationRecord, StoreError>;
+
+    /// Returns an execution with its whole history, as one consistent view, to be put into another store.
+    ///
+    /// Costs what changed, and the state once: also where the points that others build on have been pruned, or belong to
+    /// the origin of a fork.
+    ///
+    /// # Errors
+    /// [`StoreError::NoExecution`].
+    async fn export(&self, id: ExecutionId) -> Result<History, StoreError>;
+
+    /// Puts an execution here that was exported elsewhere: its points with their numbers, ids, times, parents and labels,
+    /// its operations and its workflows. Nobody holds its lease, and its first one has fence 1. Returns when all of it is
+    /// durable; where it fails, there is nothing of it.
+    ///
+    /// A workflow that is here already keeps its definition.
+    ///
+    /// # Errors
+    /// [`StoreError::Unstorable`] where it is no whole history (see [`History::states`]), [`Conflict::IdTaken`] and
+    /// [`Conflict::NameTaken`].
+    async fn import(&self, history: History) -> Result<(), StoreError>;
 
     /// Removes all checkpoints but the newest `keep` (at least the head), and those with a label. Returns how many
     /// went; 0 for an unknown execution.

@@ -37,6 +37,7 @@ pub mod histories;
 mod checkpoint_storage;
 mod going_back;
 mod leasing;
+mod moving;
 mod reading;
 mod removing;
 mod trial;
@@ -102,8 +103,16 @@ use cases;
 
 /// Returns all that a store must do.
 pub fn contract() -> Vec<Case> {
-    [writing::CASES, going_back::CASES, workflows::CASES, reading::CASES, leasing::CASES, removing::CASES]
-        .concat()
+    [
+        writing::CASES,
+        going_back::CASES,
+        workflows::CASES,
+        reading::CASES,
+        leasing::CASES,
+        removing::CASES,
+        moving::CASES,
+    ]
+    .concat()
 }
 
 /// Runs the whole contract, each case on an empty store of its own. Needs tokio's multi-threaded runtime to be of use:

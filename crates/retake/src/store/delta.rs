@@ -159,6 +159,11 @@ impl Delta {
         pieces.map(|piece| piece.bytes.len() as u64).sum()
     }
 
+    /// Tells whether there is at most one change a key, in order of the keys, as there must be.
+    pub(super) fn is_in_order(&self) -> bool {
+        self.changes.windows(2).all(|pair| pair[0].key < pair[1].key)
+    }
+
     /// Encodes the delta. The stores put a checksum around it.
     pub fn encode(&self) -> Vec<u8> {
         rmp_serde::to_vec(self).expect("a delta holds nothing that MessagePack cannot")

@@ -7,10 +7,11 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
+use super::history::delta_between;
 use super::{
-    CheckpointRecord, Commit, Conflict, Delta, ExecutionFilter, ExecutionRecord, HistoryPage, Image, Key,
-    Lease, NewCheckpoint, NewExecution, NewOperation, NewWorkflow, Note, Op, OperationRecord, Report,
-    Request, Seq, Store, StoreError,
+    CheckpointRecord, Commit, Conflict, Delta, ExecutionFilter, ExecutionRecord, History, HistoryPage,
+    HistoryPoint, Image, KeptWorkflow, Key, Lease, NewCheckpoint, NewExecution, NewOperation, NewWorkflow,
+    Note, Op, OperationRecord, Report, Request, Seq, Store, StoreError,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
@@ -232,6 +233,62 @@ impl Store for MemoryStore {
         Ok(execution.note(note, execution.record.head))
     }
 
+    async fn export(&self, id: ExecutionId) -> Result<History, StoreError> {
+        let kept = self.kept();
+        let execution = kept.require(id)?;
+        let workflow = |id: &WorkflowId| {
+            let definition = kept.definitions.get(id).cloned().unwrap_or_default();
+            KeptWorkflow { id: *id, definition }
+        };
+        Ok(History {
+            execution: execution.record.clone(),
+            workflows: execution.workflows.iter().map(workflow).collect(),
+            points: execution.history(),
+            operations: execution.operations.clone(),
+        })
+    }
+
+    async fn import(&self, history: History) -> Result<(), StoreError> {
+        let images = history.states()?;
+        let mut kept = self.kept();
+        let id = history.execution.id;
+        if kept.executions.contains_key(&id) {
+            return Err(Conflict::IdTaken(id).into());
+        }
+        if kept.by_name.contains_key(&history.execution.name) {
+            return Err(Conflict::NameTaken(history.execution.name).into());
+        }
+        let ids = history.points.iter().map(|point| point.record.id);
+        if let Some(taken) = ids.clone().find(|id| kept.by_checkpoint.contains_key(id)) {
+            return Err(Conflict::IdTaken(taken).into());
+        }
+
+        kept.by_creation.insert((history.execution.created_at, id));
+        kept.by_name.insert(history.execution.name.clone(), id);
+        for HistoryPoint { record, .. } in &history.points {
+            kept.by_checkpoint.insert(record.id, (id, record.seq));
+        }
+        let workflows = history.workflows.iter().map(|workflow| workflow.id).collect();
+        for KeptWorkflow { id, definition } in history.workflows {
+            kept.keep_definition(id, definition);
+        }
+        let point = |(HistoryPoint { record, delta, .. }, image): (HistoryPoint, Image)| {
+            let (size_bytes, compressed) = (size(&delta), false);
+            (record.seq, Point { record: CheckpointRecord { size_bytes, compressed, ..record }, image })
+        };
+        let execution = Execution {
+            record: ExecutionRecord { leased_by: None, ..history.execution },
+            workflows,
+            points: history.points.into_iter().zip(images).map(point).collect(),
+            operations: history.operations,
+            requests: Vec::new(),
+            fence: 0,
+            leased_until: None,
+        };
+        kept.executions.insert(id, execution);
+        Ok(())
+    }
+
     async fn prune(&self, id: ExecutionId, keep: usize) -> Result<usize, StoreError> {
         let mut kept = self.kept();
         let Some(execution) = kept.executions.get_mut(&id) else { return Ok(0) };
@@ -438,6 +495,22 @@ impl Execution {
         }
     }
 
+    /// Returns the points, each with what changed since the one before it on the time line, or in the history.
+    fn history(&self) -> Vec<HistoryPoint> {
+        let mut before: Option<Seq> = None;
+        let point = |(seq, point): (&Seq, &Point)| {
+            let parent = point.record.parent.filter(|parent| self.points.contains_key(parent));
+            let base = parent.or(before);
+            before = Some(*seq);
+            let delta = match base.and_then(|base| self.points.get(&base)) {
+                Some(base) => delta_between(&base.image, &point.image),
+                None => point.image.to_delta(),
+            };
+            HistoryPoint { record: point.record.clone(), base, delta }
+        };
+        self.points.iter().map(point).collect()
+    }
+
     /// Returns how long the lease holds from now, if it does.
     fn lease_left(&self, elapsed: Duration) -> Option<Duration> {
         self.leased_until.and_then(|until| until.checked_sub(elapsed)).filter(|left| !left.is_zero())
@@ -450,16 +523,16 @@ impl Execution {
         Err(Conflict::Fenced { execution: self.record.id, ours, found: self.fence })
     }
 
-    /// Moves the head to the point, and does all that goes with it. Cannot fail.
     /// Writes an operation into the log that leaves the head at `after`.
     fn note(&mut self, note: Note, after: Seq) -> OperationRecord {
         let Note { at, cause, operation: NewOperation { who, command } } = note;
-        let number = self.operations.len() as u64 + 1;
+        let number = self.operations.last().map_or(1, |last| last.number + 1);
         let record = OperationRecord { number, at, who, command, cause, before: self.record.head, after };
         self.operations.push(record.clone());
         record
     }
 
+    /// Moves the head to the point, and does all that goes with it. Cannot fail.
     fn push(&mut self, point: Point, checkpoint: NewCheckpoint) -> CheckpointRecord {
         let record = point.record.clone();
         if let Some(operation) = checkpoint.operation {

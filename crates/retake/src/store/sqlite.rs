@@ -19,7 +19,9 @@ mod guard;
 mod keeper;
 mod lease;
 mod link;
+mod load;
 mod migration;
+mod moving;
 mod owner;
 mod prune;
 mod query;
@@ -48,8 +50,8 @@ use self::owner::Owner;
 use self::schema::Missing;
 use self::writer::{Aftermath, Job, Outstanding, Writer};
 use super::{
-    CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Image, Lease, MasterKey,
-    NewCheckpoint, NewExecution, Note, OperationRecord, Report, Request, Seq, Store, StoreError,
+    CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, History, HistoryPage, Image, Lease,
+    MasterKey, NewCheckpoint, NewExecution, Note, OperationRecord, Report, Request, Seq, Store, StoreError,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
@@ -339,6 +341,15 @@ impl Store for SqliteStore {
 
     async fn note(&self, id: ExecutionId, note: Note) -> Result<OperationRecord, StoreError> {
         self.write(move |db, _, _| commit::note(db, id, &note)).await
+    }
+
+    async fn export(&self, id: ExecutionId) -> Result<History, StoreError> {
+        self.read(move |db, _| moving::export(db, id)).await
+    }
+
+    async fn import(&self, history: History) -> Result<(), StoreError> {
+        let prepared = moving::Prepared::new(&self.shared.guard, history)?;
+        self.write(move |db, _, after| moving::import(db, &prepared, after)).await
     }
 
     async fn prune(&self, id: ExecutionId, keep: usize) -> Result<usize, StoreError> {

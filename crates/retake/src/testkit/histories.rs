@@ -25,8 +25,8 @@ use crate::execution::{
     ExecutionContext, ExecutionId, ExecutionResult, NodeExecutionResult, NodeId, WorkflowId,
 };
 use crate::store::{
-    self, Cause, Commit, Delta, NewCheckpoint, NewExecution, NewWorkflow, Origin, Seq, Store, StoreError,
-    StoreExt,
+    self, Cause, Commit, Delta, MemoryStore, NewCheckpoint, NewExecution, NewWorkflow, Origin, Seq, Store,
+    StoreError, StoreExt,
 };
 
 /// How many variables and nodes the acts choose from: few, so that they meet.
@@ -82,6 +82,13 @@ pub enum Act {
         /// The execution.
         execution: usize,
     },
+    /// Takes an execution out of the store and puts it back.
+    Move {
+        /// The execution.
+        execution: usize,
+        /// Whether it was in a store in memory meanwhile.
+        through_memory: bool,
+    },
     /// Opens the store anew.
     Reopen,
     /// Compacts the store.
@@ -103,6 +110,8 @@ pub fn acts(acts_max: usize) -> impl Strategy<Value = Vec<Act>> {
         1 => (0..8_usize).prop_map(|keep| Act::Prune { keep }),
         1 => point.prop_map(|at| Act::Fork { at }),
         1 => (0..4_usize).prop_map(|execution| Act::Delete { execution }),
+        1 => (0..4_usize, any::<bool>())
+            .prop_map(|(execution, through_memory)| Act::Move { execution, through_memory }),
         1 => Just(Act::Reopen),
         1 => Just(Act::Compact),
     ];
@@ -238,6 +247,9 @@ impl Play {
             Act::Prune { keep } => self.prune(*keep).await,
             Act::Fork { at } => self.fork(*at).await,
             Act::Delete { execution } => self.delete(*execution).await,
+            Act::Move { execution, through_memory } => {
+                self.move_away_and_back(*execution, *through_memory).await
+            }
             Act::Reopen => self.store = harness.open().await,
             Act::Compact => {
                 self.store.compact().await.expect("compacted");
@@ -319,6 +331,18 @@ impl Play {
         let Some(others @ 1..) = self.lines.len().checked_sub(1) else { return };
         let line = self.lines.remove(chosen % others);
         assert_eq!(self.store.delete(line.id).await.expect("deleted"), line.kept().len());
+    }
+
+    async fn move_away_and_back(&self, chosen: usize, through_memory: bool) {
+        let id = self.lines[chosen % self.lines.len()].id;
+        let mut moving = self.store.export(id).await.expect("exported");
+        if through_memory {
+            let elsewhere = MemoryStore::new();
+            elsewhere.import(moving).await.expect("imported");
+            moving = elsewhere.export(id).await.expect("exported");
+        }
+        self.store.delete(id).await.expect("deleted");
+        self.store.import(moving).await.expect("imported");
     }
 
     fn checkpoint(&self, before: Option<&ExecutionContext>, after: &ExecutionContext) -> NewCheckpoint {

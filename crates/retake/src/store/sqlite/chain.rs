@@ -27,8 +27,8 @@ pub(super) const ROW_WEIGHT: i64 = 64;
 
 /// A keyframe is worth its bytes where it spares as much as this part of the state, and is thought of again when as much
 /// as the other part has been added.
-const SPARED_MIN: i64 = 32;
-const ADDED_MIN: i64 = 8;
+pub(super) const SPARED_MIN: i64 = 32;
+pub(super) const ADDED_MIN: i64 = 8;
 
 /// A row of `deltas`.
 #[derive(Debug)]
@@ -101,6 +101,20 @@ pub(super) fn row(db: &Db, key: i64) -> Result<DeltaRow, StoreError> {
             }
             let is_base_framed = db::integer(row, 4)? != 0;
             Ok(DeltaRow { base, body: db::blob(row, 2)?.to_vec(), is_base_framed })
+        },
+    )?;
+    found.ok_or_else(|| missing(key))
+}
+
+/// Returns the delta that a delta builds on, without reading what it does.
+pub(super) fn base(db: &Db, key: i64) -> Result<Option<i64>, StoreError> {
+    let found = db.first(
+        "SELECT base FROM deltas WHERE key = ?1",
+        [key],
+        |_| name(key),
+        |row| match db::optional_integer(row, 0)? {
+            Some(base) if base >= key => Err("it builds on a newer one".to_owned()),
+            base => Ok(base),
         },
     )?;
     found.ok_or_else(|| missing(key))
@@ -286,14 +300,18 @@ pub(super) fn insert_keyframe(db: &Db, execution: i64, keyframe: &Keyframe) -> R
         execution.floor = execution.weight.saturating_add(FLOOR_MIN.max(keyframe.size / ADDED_MIN));
         return execution.update(db);
     };
-    let values = [ValueRef::Integer(keyframe.delta), ValueRef::Integer(keyframe.size), ValueRef::Blob(body)];
+    put_keyframe(db, keyframe.delta, keyframe.size, body)?;
+    weigh(db, &mut execution)?;
+    execution.update(db)
+}
+
+/// Adds the whole state at a delta, where there is none yet.
+pub(super) fn put_keyframe(db: &Db, delta: i64, size: i64, body: &[u8]) -> Result<(), StoreError> {
     db.put(
         "keyframes",
         "INSERT OR IGNORE INTO keyframes (delta, size, body, checksum) VALUES (?1, ?2, ?3, ?4)",
-        &values,
-    )?;
-    weigh(db, &mut execution)?;
-    execution.update(db)
+        &[ValueRef::Integer(delta), ValueRef::Integer(size), ValueRef::Blob(body)],
+    )
 }
 
 /// Measures the way to the head's nearest keyframe again.
@@ -303,7 +321,7 @@ pub(super) fn weigh(db: &Db, execution: &mut ExecutionRow) -> Result<(), StoreEr
     Ok(())
 }
 
-fn length(bytes: &[u8]) -> i64 {
+pub(super) fn length(bytes: &[u8]) -> i64 {
     i64::try_from(bytes.len()).unwrap_or(i64::MAX)
 }
 

@@ -104,7 +104,7 @@ pub(super) fn create(
     append(db, &mut execution, None, base, first, after)
 }
 
-fn is_named(db: &Db, name: &str) -> Result<bool, StoreError> {
+pub(super) fn is_named(db: &Db, name: &str) -> Result<bool, StoreError> {
     let name = db.guard().name(name)?;
     let sql = "SELECT key FROM executions WHERE name = ?1";
     Ok(db.number(sql, [ToSqlOutput::Borrowed(name.value())])?.is_some())

@@ -1,0 +1,71 @@
+//! What is to be read for a state that is about to be written, so that keyframes are made with it and not after it.
+
+use super::body;
+use super::chain::{ADDED_MIN, FLOOR_MIN, ROW_WEIGHT, SPARED_MIN, length};
+use super::guard::{Guard, Spot};
+use crate::execution::ExecutionId;
+use crate::store::{Image, Seq, StoreError};
+
+/// The way from a delta down to its nearest keyframe, or to the root, before either is in the file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Load {
+    /// Bytes of rows behind the keyframe.
+    pub(super) weight: i64,
+    /// How many there may be before another keyframe is due.
+    pub(super) floor: i64,
+    /// The same bytes, not packed, and the root's.
+    read: i64,
+    /// Those of the keyframe; 0 for the root.
+    framed: i64,
+}
+
+/// A keyframe to be written.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub(super) size: i64,
+    pub(super) body: Vec<u8>,
+}
+
+impl Load {
+    /// Returns that of a delta that builds on nothing, by its bytes before and after they are packed.
+    pub(super) fn of_root(raw: i64, packed: i64) -> Self {
+        let read = raw.saturating_add(ROW_WEIGHT);
+        Self { weight: 0, floor: packed.max(FLOOR_MIN), read, framed: 0 }
+    }
+
+    /// Returns that of a delta which builds on this one.
+    pub(super) fn below(self, raw: i64, packed: i64) -> Self {
+        Self {
+            weight: self.weight.saturating_add(packed).saturating_add(ROW_WEIGHT),
+            read: self.read.saturating_add(raw).saturating_add(ROW_WEIGHT),
+            ..self
+        }
+    }
+
+    /// Returns a keyframe where one is due and worth its bytes, and counts it.
+    pub(super) fn frame(
+        &mut self,
+        guard: &Guard,
+        (owner, number): (ExecutionId, Seq),
+        state: &Image,
+    ) -> Result<Option<Frame>, StoreError> {
+        if self.weight <= self.floor {
+            return Ok(None);
+        }
+        let raw = state.to_delta().encode();
+        let size = length(&raw);
+        let spared = self.read.saturating_add(self.framed).saturating_sub(size);
+        if spared < size / SPARED_MIN {
+            self.floor = self.weight.saturating_add(FLOOR_MIN.max(size / ADDED_MIN));
+            return Ok(None);
+        }
+        let body = match body::pack(raw, Some(body::FAST)) {
+            Ok(body) => guard.hide_body(Spot { table: "keyframes", owner, number }, body.bytes)?,
+            // The state is larger than one row may be: it is read from its deltas.
+            Err(StoreError::Unstorable { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        *self = Self { weight: 0, floor: size.max(FLOOR_MIN), read: 0, framed: size.max(FLOOR_MIN) };
+        Ok(Some(Frame { size, body }))
+    }
+}
