@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use retake::clock::{Clock, SystemClock};
-use retake::engine::kinds::{LlmDefaults, Prices};
+use retake::engine::kinds::{LlmDefaults, Network, NetworkError, Prices};
 use retake::engine::{Engine, EnvironmentSecrets, FileSecrets, Registry, Secrets};
 use retake::store::{MemoryStore, NewOperation, Options, SqliteStore, Store};
 
@@ -24,6 +24,8 @@ pub(crate) struct App {
     secrets: Option<PathBuf>,
     prices: Option<PathBuf>,
     keys: Vec<String>,
+    allow_network: Option<String>,
+    proxy: Option<String>,
 }
 
 /// Where a store is.
@@ -41,6 +43,8 @@ impl App {
             secrets: arguments.secrets.clone(),
             prices: arguments.prices.clone(),
             keys: arguments.key.clone(),
+            allow_network: arguments.allow_network.clone(),
+            proxy: arguments.proxy.clone(),
         }
     }
 
@@ -82,7 +86,7 @@ impl App {
     pub(crate) fn engine(&self, store: Arc<dyn Store>) -> Result<Engine, Failure> {
         let engine = Engine::new(store)
             .with_clock(Arc::clone(&self.clock))
-            .with_registry(Registry::with_llm(self.llm_defaults()?))
+            .with_registry(Registry::within(self.network()?, self.llm_defaults()?))
             .with_secrets(self.secrets()?);
         Ok(engine)
     }
@@ -126,6 +130,16 @@ impl App {
         let Some(path) = self.store_file()? else { return Ok(None) };
         let size = |path: &Path| std::fs::metadata(path).ok().map(|file| file.len());
         Ok(size(&path).map(|bytes| bytes + size(&log_of(&path)).unwrap_or(0)))
+    }
+
+    fn network(&self) -> Result<Network, Failure> {
+        let refused = |error: NetworkError| Failure::new(Code::Usage, error.to_string());
+        let network = Network::public().allowing(self.allow_network.as_deref().unwrap_or_default());
+        let network = network.map_err(refused)?;
+        match self.proxy.as_deref().filter(|proxy| !proxy.is_empty()) {
+            Some(proxy) => network.with_proxy(proxy).map_err(refused),
+            None => Ok(network),
+        }
     }
 
     fn llm_defaults(&self) -> Result<LlmDefaults, Failure> {

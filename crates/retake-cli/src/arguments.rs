@@ -37,6 +37,15 @@ pub(crate) struct Arguments {
     #[arg(long, global = true, env = "RETAKE_KEY", value_name = "SOURCE", value_delimiter = ',')]
     pub(crate) key: Vec<String>,
 
+    /// Hosts, addresses and ranges beside the public internet that `http` and `llm` nodes may reach, with commas
+    /// between them, as `127.0.0.0/8,build.internal`
+    #[arg(long, global = true, env = "RETAKE_ALLOW_NETWORK", value_name = "LIST")]
+    pub(crate) allow_network: Option<String>,
+
+    /// A proxy for `http` and `llm` nodes, except for what --allow-network names; it resolves names by itself
+    #[arg(long, global = true, env = "RETAKE_PROXY", value_name = "URL", hide_env_values = true)]
+    pub(crate) proxy: Option<String>,
+
     #[command(subcommand)]
     pub(crate) command: Command,
 }

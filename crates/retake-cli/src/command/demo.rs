@@ -266,10 +266,9 @@ impl<'a> Stage<'a> {
         command.arg("--store").arg(self.directory.store()).args(arguments);
         command.env("OPENAI_BASE_URL", self.server.base_url(process));
         // The mock model is asked without a key and without a detour; a real key stays here.
-        for variable in ["OPENAI_API_KEY", "RETAKE_SECRETS", "RETAKE_LLM_MODEL"] {
+        for variable in ["OPENAI_API_KEY", "RETAKE_SECRETS", "RETAKE_LLM_MODEL", "RETAKE_PROXY"] {
             command.env_remove(variable);
         }
-        command.env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
         command.stdin(Stdio::null()).kill_on_drop(true);
         if self.app.output.json {
             command.arg("--json").stdout(Stdio::null());

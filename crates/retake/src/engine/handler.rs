@@ -101,15 +101,21 @@ impl Registry {
     }
 
     /// Returns a registry with the handlers of `run`, `http` and `llm`, and what `llm` nodes use that do not say it
-    /// themselves.
+    /// themselves. Requests reach public addresses, and the server of language models by default.
     #[cfg(feature = "nodes")]
     pub fn with_llm(defaults: super::kinds::LlmDefaults) -> Self {
+        Self::within(super::kinds::Network::public(), defaults)
+    }
+
+    /// Returns a registry with the handlers of `run`, `http` and `llm`, where requests reach what this network allows.
+    #[cfg(feature = "nodes")]
+    pub fn within(network: super::kinds::Network, defaults: super::kinds::LlmDefaults) -> Self {
         use super::kinds::{HttpHandler, LlmHandler, RunHandler};
 
         Self::new()
             .with_kind("run", RunHandler::new())
-            .with_kind("http", HttpHandler::new())
-            .with_kind("llm", LlmHandler::new(defaults))
+            .with_kind("http", HttpHandler::within(network.clone()))
+            .with_kind("llm", LlmHandler::within(network, defaults))
     }
 
     /// Sets the handler of a kind, by its name in a workflow file: `run`, `http` or `llm`.

@@ -5,6 +5,7 @@
 mod client;
 mod http;
 mod llm;
+mod network;
 mod price;
 mod run;
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod stand_in;
 
 pub use http::HttpHandler;
 pub use llm::{LlmDefaults, LlmHandler};
+pub use network::{AddressKind, Network, NetworkError, NetworkRefusal, Resolver, SystemResolver};
 pub use price::{Prices, PricesError};
 pub use run::RunHandler;
 

@@ -1,15 +1,20 @@
 //! The HTTP client that `http` and `llm` nodes share the making of, and what its failures mean for a node.
 
+mod redirect;
+
 use std::error::Error;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::RETRY_AFTER;
-use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Request, Response, StatusCode, Url};
+use reqwest::redirect::Policy;
+use reqwest::{Proxy, Request, Response, StatusCode, Url};
 use serde_json::Value;
 
 use super::beginning;
+use super::network::{Network, NetworkRefusal};
 use crate::engine::{NodeContext, NodeError};
 
 /// How long a connection may take to come about.
@@ -19,7 +24,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const SILENCE_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// How many redirects are followed.
-const REDIRECTS_MAX: usize = 10;
+const REDIRECTS_MAX: u32 = 10;
 
 /// The longest wait that a server may ask for with `Retry-After`.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
@@ -32,7 +37,10 @@ const REFUSAL_BYTES_SHOWN: usize = 500;
 
 /// An HTTP client that is made when it is first needed: making it reads the system's certificates.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Client(Arc<OnceLock<Made>>);
+pub(super) struct Client {
+    network: Network,
+    made: Arc<OnceLock<Made>>,
+}
 
 #[derive(Debug)]
 struct Made {
@@ -42,10 +50,29 @@ struct Made {
 }
 
 impl Client {
-    /// Sends a request and returns the answer's head. It may be a refusal.
-    pub(super) async fn send(&self, ctx: &NodeContext, request: Request) -> Result<Response, NodeError> {
+    /// Returns a client that reaches what this network allows.
+    pub(super) fn within(network: Network) -> Self {
+        Self { network, made: Arc::default() }
+    }
+
+    /// Sends a request, follows redirects, and returns the answer's head. It may be a refusal.
+    pub(super) async fn send(&self, ctx: &NodeContext, mut request: Request) -> Result<Response, NodeError> {
+        let first = shown(request.url());
+        for _ in 0..=REDIRECTS_MAX {
+            let sent = request.try_clone();
+            let response = self.send_once(ctx, request).await?;
+            request = match sent.map(|sent| redirect::next(sent, &response)).transpose()?.flatten() {
+                Some(next) => next,
+                None => return Ok(response),
+            };
+        }
+        Err(NodeError::permanent(format!("no answer from {first}: too many redirects")))
+    }
+
+    async fn send_once(&self, ctx: &NodeContext, request: Request) -> Result<Response, NodeError> {
         let shown = shown(request.url());
-        let made = self.0.get_or_init(Made::new);
+        self.network.check(request.url())?;
+        let made = self.made.get_or_init(|| Made::new(&self.network));
         let client = made.client.as_ref().map_err(|why| {
             NodeError::permanent(format!("no HTTP client can be made on this system: {why}"))
         })?;
@@ -55,7 +82,10 @@ impl Client {
         let sent = request.body().and_then(|body| body.as_bytes()).map_or(0, <[u8]>::len);
         ctx.transferred(1, bytes(sent));
         client.execute(request).await.map_err(|error| {
-            let hopeless = error.is_builder() || error.is_redirect();
+            if let Some(refusal) = refusal_in(&error) {
+                return refusal.clone().into();
+            }
+            let hopeless = error.is_builder();
             let message = format!("no answer from {shown}: {}", reason(error));
             if hopeless { NodeError::permanent(message) } else { NodeError::new(message) }
         })
@@ -63,18 +93,24 @@ impl Client {
 }
 
 impl Made {
-    fn new() -> Self {
+    fn new(network: &Network) -> Self {
         // Fails where the program has installed a provider itself, which is then used.
         let _installed_before = rustls::crypto::ring::default_provider().install_default();
         let builder = || {
-            reqwest::Client::builder()
+            let builder = reqwest::Client::builder()
                 .user_agent(concat!("retake/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(CONNECT_TIMEOUT)
                 .read_timeout(SILENCE_MAX)
-                .redirect(Policy::custom(|attempt| match refusal_of(&attempt) {
-                    Some(why) => attempt.error(why),
-                    None => attempt.follow(),
-                }))
+                // Each is looked at here, where it can be checked and what is secret taken off.
+                .redirect(Policy::none())
+                // A proxy that the environment happens to name would resolve names by itself.
+                .no_proxy()
+                .dns_resolver(Checked(network.clone()));
+            if !network.has_proxy() {
+                return builder;
+            }
+            let network = network.clone();
+            builder.proxy(Proxy::custom(move |url| network.proxy_for(url)))
         };
         match builder().build() {
             Ok(client) => Self { client: Ok(client), https: Ok(()) },
@@ -86,14 +122,34 @@ impl Made {
     }
 }
 
-fn refusal_of(attempt: &Attempt<'_>) -> Option<&'static str> {
-    let was_encrypted = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
-    if attempt.previous().len() > REDIRECTS_MAX {
-        Some("too many redirects")
-    } else if was_encrypted && attempt.url().scheme() != "https" {
-        Some("a redirect from https to http is not followed")
-    } else {
-        None
+/// Hands out addresses that were checked, so that what is connected to is what was checked.
+struct Checked(Network);
+
+impl Resolve for Checked {
+    fn resolve(&self, name: Name) -> Resolving {
+        let network = self.0.clone();
+        Box::pin(async move {
+            let addresses = network.addresses(name.as_str()).await?;
+            Ok(Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0))) as Addrs)
+        })
+    }
+}
+
+/// Returns the refusal that a failure goes back to.
+fn refusal_in(error: &reqwest::Error) -> Option<&NetworkRefusal> {
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(refusal) = error.downcast_ref() {
+            return Some(refusal);
+        }
+        source = error.source();
+    }
+    None
+}
+
+impl From<NetworkRefusal> for NodeError {
+    fn from(refusal: NetworkRefusal) -> Self {
+        Self::permanent(refusal.to_string())
     }
 }
 

@@ -5,6 +5,7 @@ use reqwest::{Request, Response};
 use serde_json::Value;
 
 use super::client::{self, Client};
+use super::network::Network;
 use super::{OUTPUT_BYTES_MAX, not_for, output_of};
 use crate::engine::{Handler, NodeContext, NodeError};
 use crate::workflow::{Http, Method, NodeKind};
@@ -23,9 +24,14 @@ pub struct HttpHandler {
 }
 
 impl HttpHandler {
-    /// Returns a handler. Its clones share their connections.
+    /// Returns a handler that reaches public addresses only. Its clones share their connections.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Returns a handler that reaches what this network allows.
+    pub fn within(network: Network) -> Self {
+        Self { client: Client::within(network) }
     }
 }
 
@@ -154,12 +160,12 @@ mod tests {
 
     use serde_json::json;
 
-    use super::super::stand_in::{Attempt, Server, answer};
+    use super::super::stand_in::{Attempt, Server, answer, local};
     use super::*;
     use crate::workflow::Node;
 
     async fn send(http: Http) -> Result<Value, NodeError> {
-        Attempt::new(Node::new(NodeKind::Http(http))).make(HttpHandler::new()).await
+        Attempt::new(Node::new(NodeKind::Http(http))).make(HttpHandler::within(local())).await
     }
 
     /// Returns what a `GET` of this answer becomes.
@@ -203,7 +209,7 @@ mod tests {
             json: Some(json!({"n": "${{ [1, 2] }}"})),
             ..Http::new(format!("{}/path?first=1", server.url))
         })));
-        attempt.make(HttpHandler::new()).await.unwrap();
+        attempt.make(HttpHandler::within(local())).await.unwrap();
         let received = server.received().await;
         assert!(received.head.starts_with("post /path?first=1&q=a+b%262 http/1.1\r\n"), "{}", received.head);
         for header in

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use self::answer::{Answer, EventStream};
 use super::client::{self, Client};
 use super::http::{IDEMPOTENCY_KEY, content_type, header_value, says_json};
+use super::network::Network;
 use super::price::{self, Prices, Rates};
 use super::{OUTPUT_BYTES_MAX, not_for};
 use crate::engine::{Handler, NodeContext, NodeError};
@@ -66,15 +67,22 @@ impl Default for LlmDefaults {
 ///
 /// Tokens are noted as the server counts them. Their price is the node's `price`, else a list of well-known models, else
 /// unknown.
+///
+/// The server by default is that of whoever runs this, so that it may be anywhere; another server, which a node names,
+/// is reached as by `http` nodes.
 #[derive(Debug, Clone)]
 pub struct LlmHandler {
+    /// For servers that nodes name.
     client: Client,
+    /// For the server by default.
+    own: Client,
     defaults: LlmDefaults,
 }
 
 /// A node's question, with every expression evaluated.
 struct Question {
     url: Url,
+    is_by_default: bool,
     api_key: Option<String>,
     model: String,
     body: Map<String, Value>,
@@ -84,7 +92,13 @@ struct Question {
 impl LlmHandler {
     /// Returns a handler. Its clones share their connections.
     pub fn new(defaults: LlmDefaults) -> Self {
-        Self { client: Client::default(), defaults }
+        Self::within(Network::public(), defaults)
+    }
+
+    /// Returns a handler that reaches what this network allows, and the server by default.
+    pub fn within(network: Network, defaults: LlmDefaults) -> Self {
+        let own = Client::within(network.clone().allowing_host_of(&defaults.base_url));
+        Self { client: Client::within(network), own, defaults }
     }
 
     fn question(&self, llm: &Llm, ctx: &NodeContext) -> Result<Question, NodeError> {
@@ -94,8 +108,9 @@ impl LlmHandler {
         })?;
         let default_base = client::address(&self.defaults.base_url)?;
         let mut url = text(&llm.base_url)?.map_or(Ok(default_base.clone()), |url| client::address(&url))?;
+        let is_by_default = url.origin() == default_base.origin();
         let api_key = match text(&llm.api_key)? {
-            None if url.origin() == default_base.origin() => ctx.secret(&self.defaults.api_key_secret),
+            None if is_by_default => ctx.secret(&self.defaults.api_key_secret),
             key => key,
         };
         if let Ok(mut path) = url.path_segments_mut() {
@@ -115,7 +130,7 @@ impl LlmHandler {
             body.remove("stream_options");
         }
         let rates = llm.price.as_ref().map(Rates::new).transpose()?;
-        Ok(Question { url, api_key, model, body, rates })
+        Ok(Question { url, is_by_default, api_key, model, body, rates })
     }
 }
 
@@ -124,7 +139,8 @@ impl Handler for LlmHandler {
     async fn handle(&self, ctx: NodeContext) -> Result<Value, NodeError> {
         let NodeKind::Llm(llm) = ctx.kind() else { return Err(not_for("llm", ctx.kind())) };
         let question = self.question(llm, &ctx)?;
-        let response = self.client.send(&ctx, request(&question, &ctx)?).await?;
+        let client = if question.is_by_default { &self.own } else { &self.client };
+        let response = client.send(&ctx, request(&question, &ctx)?).await?;
         if !response.status().is_success() {
             let advice = advice(response.status(), &question, &self.defaults);
             return Err(client::refused(&ctx, response, &advice).await);
@@ -249,7 +265,7 @@ fn note(ctx: &NodeContext, question: &Question, answer: &Answer, prices: &Prices
 mod tests {
     use std::time::Duration;
 
-    use super::super::stand_in::{Attempt, Server, answer};
+    use super::super::stand_in::{Attempt, Server, answer, local};
     use super::*;
     use crate::execution::TokenUsage;
     use crate::workflow::{Node, Price};
@@ -260,11 +276,11 @@ mod tests {
 
     fn handler(server: &Server) -> LlmHandler {
         let base_url = format!("{}/v1/", server.url);
-        LlmHandler::new(LlmDefaults {
-            base_url,
-            model: Some("gpt-4o-mini".to_owned()),
-            ..LlmDefaults::default()
-        })
+        LlmHandler::new(defaults(base_url))
+    }
+
+    fn defaults(base_url: String) -> LlmDefaults {
+        LlmDefaults { base_url, model: Some("gpt-4o-mini".to_owned()), ..LlmDefaults::default() }
     }
 
     /// Returns a streamed answer of these events.
@@ -439,10 +455,11 @@ mod tests {
             })
         };
         let (without, with) = (ask(None), ask(Some("${{ secrets.TOKEN }}")));
-        let error = without.make(handler(&default)).await.unwrap_err();
+        let handler = || LlmHandler::within(local(), defaults(default.url.clone()));
+        let error = without.make(handler()).await.unwrap_err();
         assert!(error.message().contains("no key was sent; set the secret `OPENAI_API_KEY`"), "{error}");
         assert!(!other.received().await.head.contains("authorization"));
-        with.make(handler(&default)).await.unwrap();
+        with.make(handler()).await.unwrap();
         assert!(other.received().await.head.contains("\r\nauthorization: bearer t0p-secret\r\n"));
     }
 
@@ -452,5 +469,19 @@ mod tests {
         let error = attempt.make(LlmHandler::new(LlmDefaults::default())).await.unwrap_err();
         assert_eq!(error.message(), "no model is named: give the node a `model`, or set RETAKE_LLM_MODEL");
         assert!(!error.is_retryable());
+    }
+
+    #[tokio::test]
+    async fn only_the_server_by_default_may_be_a_private_one() {
+        let default = Server::answering([stream(&[piece("ok"), stop()], "")]).await;
+        let other = Server::answering([]).await;
+        let ask = async |base_url: Option<String>| {
+            let attempt = node(Llm { prompt: Some("?".to_owned()), base_url, ..Llm::default() });
+            attempt.make(handler(&default)).await
+        };
+        let error = ask(Some(other.url.clone())).await.unwrap_err();
+        assert!(error.message().starts_with("no request is sent to `127.0.0.1`: "), "{error}");
+        assert!(!error.is_retryable());
+        assert_eq!(ask(None).await.unwrap(), json!("ok"));
     }
 }

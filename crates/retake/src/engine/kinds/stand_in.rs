@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
+use super::network::Network;
 use crate::engine::context::{Action, NodeContext, Notes, Task};
 use crate::engine::event::{Event, Events};
 use crate::engine::{FileSecrets, Handler, NodeError};
@@ -72,7 +73,10 @@ pub(super) struct Received {
 
 impl Server {
     pub(super) async fn answering(answers: impl IntoIterator<Item = Vec<u8>>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::at(TcpListener::bind("127.0.0.1:0").await.unwrap(), answers)
+    }
+
+    pub(super) fn at(listener: TcpListener, answers: impl IntoIterator<Item = Vec<u8>>) -> Self {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (sender, requests) = mpsc::unbounded_channel();
         let answers: Vec<Vec<u8>> = answers.into_iter().collect();
@@ -106,6 +110,11 @@ async fn receive(stream: &mut TcpStream) -> Received {
             return Received { body: body.to_owned(), head };
         }
     }
+}
+
+/// Returns the network that servers like this are in.
+pub(super) fn local() -> Network {
+    Network::public().allowing("127.0.0.0/8").unwrap()
 }
 
 /// Returns an answer that ends with its connection. `head` is its status and headers.
