@@ -28,8 +28,11 @@ const STOP_PAUSE: Duration = Duration::from_millis(1);
 /// Looks in a row that must find a process stopped: a tracer holds threads for a moment, too.
 const STOPPED_LOOKS: u32 = 3;
 
+/// What a child does with its arguments.
+type Named = fn(&[String]) -> Outcome<()>;
+
 /// Children of the trials that start and hear theirs in their own way, by name.
-const CHILDREN: &[(&str, fn(&[String]) -> Outcome<()>)] = &[
+const CHILDREN: &[(&str, Named)] = &[
     (bounds::large::CHILD, bounds::large::child),
     (bounds::many::CHILD, bounds::many::child),
     (bounds::memory::CHILD, bounds::memory::child),
