@@ -48,7 +48,7 @@ use self::guard::Guard;
 use self::keeper::{Keeper, Task};
 use self::owner::Owner;
 use self::schema::Missing;
-use self::writer::{Aftermath, Job, Outstanding, Writer};
+use self::writer::{Aftermath, Job, Log, Outstanding, Writer};
 use super::{
     CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, History, HistoryPage, Image, Lease,
     MasterKey, NewCheckpoint, NewExecution, Note, OperationRecord, Report, Request, Seq, Store, StoreError,
@@ -208,7 +208,9 @@ impl SqliteStore {
         let (reads, read_queue) = mpsc::channel(reader::QUEUE_MAX);
         let (tasks, task_queue) = blocking::sync_channel(keeper::TASKS_MAX);
         let keeper = Keeper { shared: Arc::clone(&shared), tasks: task_queue, writer: writes.downgrade() };
-        let writer = Writer { db, shared: Arc::clone(&shared), queue: write_queue, keeper: tasks.clone() };
+        let log = if schema::has_log(&shared.path) { Log::Found } else { Log::Proven };
+        let writer =
+            Writer { db, log, shared: Arc::clone(&shared), queue: write_queue, keeper: tasks.clone() };
         let read_queue = Arc::new(Mutex::new(read_queue));
 
         let mut store = Self {

@@ -41,6 +41,34 @@ async fn however_often_a_store_is_closed_after_reads_the_log_ends_up_in_the_file
     }
 }
 
+/// A log that somebody left may hold commits that only the memory of the machine has. What follows them there would be
+/// lost with them.
+#[tokio::test]
+async fn nothing_is_acknowledged_behind_a_log_that_somebody_left() {
+    let (_first, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let id = begin(&store, "brave-otter").await;
+    advance(&store, id, 2, 5).await;
+    // What a process leaves that dies now.
+    let (_second, left) = place();
+    let log = left.with_extension("db-wal");
+    std::fs::copy(&path, &left).unwrap();
+    std::fs::copy(path.with_extension("db-wal"), &log).unwrap();
+    let generation = |log: &Path| std::fs::read(log).unwrap()[12..16].to_vec();
+    let before = generation(&log);
+
+    let store = SqliteStore::open(&left).unwrap();
+    assert_eq!(step(&store.state(id, 5).await.unwrap()), "5");
+    assert_eq!(generation(&log), before, "reading does not touch the log");
+    advance(&store, id, 6, 6).await;
+    assert_ne!(generation(&log), before, "the log that was left is in the file, and another begins");
+    let begun = generation(&log);
+    advance(&store, id, 7, 8).await;
+    assert_eq!(generation(&log), begun);
+    assert_eq!(step(&store.state(id, 8).await.unwrap()), "8");
+    assert_eq!(store.check().await.unwrap().problems, Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn a_newer_format_is_refused_and_the_file_stays_as_it_is() {
     let (_directory, path) = place();

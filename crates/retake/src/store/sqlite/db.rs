@@ -29,6 +29,15 @@ pub(super) struct Db {
     guard: Arc<Guard>,
 }
 
+/// How far the write-ahead log began anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Renewed {
+    /// All that it held is in the file, flushed, and the next commit overwrites it.
+    Wholly,
+    /// Other connections read or write what it holds.
+    Busy,
+}
+
 /// Why a row is not what was written.
 pub(super) type Damage = String;
 
@@ -211,6 +220,16 @@ impl Db {
         })
     }
 
+    /// Moves the write-ahead log into the file, and has the next commit begin it anew.
+    pub(super) fn renew_log(&self) -> Result<Renewed, StoreError> {
+        let failed = |error| self.fault("moving the log into it", error);
+        let busy = |row: &Row<'_>| row.get::<_, i64>(0);
+        match self.connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], busy).map_err(failed)? {
+            0 => Ok(Renewed::Wholly),
+            _ => Ok(Renewed::Busy),
+        }
+    }
+
     pub(super) fn pragma(&self, name: &str) -> Result<i64, StoreError> {
         self.connection
             .pragma_query_value(None, name, |row| row.get(0))
@@ -262,6 +281,25 @@ pub(super) fn fault(path: &Path, action: &'static str, error: rusqlite::Error) -
         StoreError::Full { location, source: Arc::new(error) }
     } else {
         StoreError::Io { location, action, source: Arc::new(error) }
+    }
+}
+
+/// Tells whether the disk failed, and not the caller or somebody else.
+pub(super) fn is_of_the_disk(error: &StoreError) -> bool {
+    match error {
+        StoreError::Full { .. } => true,
+        StoreError::Io { source, .. } => source
+            .downcast_ref::<rusqlite::Error>()
+            .is_some_and(|error| error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure)),
+        StoreError::NoExecution(_)
+        | StoreError::NoPoint { .. }
+        | StoreError::Pruned { .. }
+        | StoreError::Conflict(_)
+        | StoreError::Unstorable { .. }
+        | StoreError::Corrupt { .. }
+        | StoreError::NewerFormat { .. }
+        | StoreError::NotAStore { .. }
+        | StoreError::Closed { .. } => false,
     }
 }
 

@@ -104,7 +104,7 @@ fn move_log(db: &Db) -> Result<(), StoreError> {
         db.first("PRAGMA wal_checkpoint(PASSIVE)", [], |_| "the write-ahead log".to_owned(), log_pages)?;
     if pages.is_some_and(|pages| pages > LOG_PAGES_MAX) {
         // Not cut: writing over what is there costs the disk half of what making a file longer does.
-        db.script_as("moving the log into it", "PRAGMA wal_checkpoint(RESTART)")?;
+        db.renew_log()?;
     }
     Ok(())
 }

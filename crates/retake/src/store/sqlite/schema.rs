@@ -208,7 +208,8 @@ fn look(path: &Path, missing: Missing) -> Result<(), StoreError> {
     judge(path, application, format).map(|_| ())
 }
 
-fn has_log(path: &Path) -> bool {
+/// Tells whether there is a write-ahead log beside the file that holds anything.
+pub(super) fn has_log(path: &Path) -> bool {
     let mut log = path.as_os_str().to_owned();
     log.push("-wal");
     std::fs::metadata(log).is_ok_and(|file| file.len() > 0)

@@ -2,11 +2,12 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as blocking};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::chain;
-use super::db::Db;
+use super::db::{self, Db, Renewed};
 use super::keeper::Task;
 use super::{Shared, schema};
 use crate::store::StoreError;
@@ -25,6 +26,9 @@ const JOB_LOG_BYTES: u64 = 32 * 1024;
 
 /// How much the log may grow before the keeper moves it into the file.
 const LOG_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// How long others may be in the way where the log is to begin anew; they wait meanwhile.
+const LOG_BUSY_MAX: Duration = Duration::from_millis(200);
 
 /// What is to be done once a job is durable.
 #[derive(Debug, Default)]
@@ -100,10 +104,26 @@ impl Outstanding {
     }
 }
 
+/// Whether what is committed may follow what the write-ahead log holds.
+///
+/// Where a flush fails, the system may drop what it could not write and take it for written, so that the next flush
+/// succeeds and proves nothing. The commit was refused, but its frames may be in the memory of the machine, whole. Who
+/// opens the log later would read them as a commit, and all that is acknowledged behind them is lost with the power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Log {
+    /// All of it was flushed.
+    Proven,
+    /// It was there when the store was opened: somebody else has the store open, or did not close it.
+    Found,
+    /// A write or a flush failed.
+    Failed,
+}
+
 /// The writer's side of its queue.
 pub(super) struct Writer {
     /// Closed before the keeper is let go of, which is thus the last to close.
     pub(super) db: Db,
+    pub(super) log: Log,
     pub(super) shared: Arc<Shared>,
     pub(super) queue: mpsc::Receiver<Job>,
     pub(super) keeper: blocking::SyncSender<Task>,
@@ -146,10 +166,11 @@ impl Writer {
         let mut keyframes = Vec::new();
         let mut replies = Vec::with_capacity(jobs.len());
         let mut outcome =
-            self.reopened().and_then(|()| self.db.script_as("beginning to write", "BEGIN IMMEDIATE"));
+            self.prove_log().and_then(|()| self.db.script_as("beginning to write", "BEGIN IMMEDIATE"));
         let company = if jobs.len() == 1 { Company::Alone } else { Company::Others };
         for job in jobs {
             let ran = job(outcome.as_ref().map(|()| &self.db).map_err(Clone::clone), company);
+            self.judge_log(ran.outcome.as_ref().err());
             match ran.outcome {
                 Ok(after) => {
                     log_bytes += after.bytes + JOB_LOG_BYTES;
@@ -166,6 +187,7 @@ impl Writer {
             Ok(()) if !self.db.is_idle() => self.db.script_as("committing", "COMMIT"),
             nothing_to_commit => nothing_to_commit,
         };
+        self.judge_log(outcome.as_ref().err());
         self.db.abandon();
         if outcome.is_ok() {
             self.shared.count(replies.len());
@@ -177,12 +199,38 @@ impl Writer {
         log_bytes
     }
 
-    /// Opens another connection where the last failure left this one within a transaction.
-    fn reopened(&mut self) -> Result<(), StoreError> {
-        if !self.db.is_idle() {
+    /// Makes sure that nothing which is acknowledged from now on follows what may never have reached the disk: what the
+    /// log holds is moved into the file, which is flushed, and the log begins anew.
+    fn prove_log(&mut self) -> Result<(), StoreError> {
+        // SQLite knows more of the log than is on the disk where it failed, and may be stuck within a transaction.
+        if self.log == Log::Failed || !self.db.is_idle() {
             self.db = schema::connect(&self.shared.path, schema::BUSY_MAX, &self.shared.guard)?;
         }
-        Ok(())
+        if self.log == Log::Proven {
+            return Ok(());
+        }
+        self.db.busy_timeout(LOG_BUSY_MAX)?;
+        let renewed = self.db.renew_log();
+        self.db.busy_timeout(schema::BUSY_MAX)?;
+        match (renewed?, self.log) {
+            // Where others are in the way, they have had the store open, and have not failed.
+            (Renewed::Wholly, _) | (Renewed::Busy, Log::Found) => {
+                self.log = Log::Proven;
+                Ok(())
+            }
+            (Renewed::Busy, Log::Failed | Log::Proven) => Err(StoreError::Io {
+                location: self.db.location(),
+                action: "beginning the log anew after a failure",
+                source: Arc::new(std::io::Error::other("somebody reads the store for long")),
+            }),
+        }
+    }
+
+    /// Notes what a failure means for what the log holds.
+    fn judge_log(&mut self, error: Option<&StoreError>) {
+        if error.is_some_and(db::is_of_the_disk) {
+            self.log = Log::Failed;
+        }
     }
 
     fn ask_for_keyframes(&self, executions: Vec<i64>) {
