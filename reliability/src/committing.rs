@@ -28,7 +28,7 @@ pub(crate) enum Telling {
     Before,
 }
 
-/// Commits to the default store, for some executions at the same time, `commits` to each.
+/// Commits to the default store, for some executions at the same time, `commits` to each. The store is not closed.
 pub(crate) fn to_the_store(path: &Path, commits: Seq, telling: Telling) -> Outcome<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build()?;
     runtime.block_on(async {
@@ -42,6 +42,8 @@ pub(crate) fn to_the_store(path: &Path, commits: Seq, telling: Telling) -> Outco
         for task in tasks {
             task.await?;
         }
+        // It ends as a process ends that is killed: what is to follow a commit has not happened.
+        std::mem::forget(store);
         Ok(())
     })
 }

@@ -8,6 +8,8 @@ mod child;
 mod committing;
 mod disk;
 mod history;
+mod io_errors;
+mod loss;
 mod power_cut;
 mod report;
 
@@ -52,8 +54,11 @@ struct Trial {
 }
 
 /// All trials, in the order in which they run.
-const TRIALS: &[Trial] =
-    &[Trial { name: "power-cut", run: power_cut::run }, Trial { name: "bounds", run: bounds::trial }];
+const TRIALS: &[Trial] = &[
+    Trial { name: "power-cut", run: power_cut::run },
+    Trial { name: "io-errors", run: io_errors::run },
+    Trial { name: "bounds", run: bounds::trial },
+];
 
 const USAGE: &str = "\
 usage: retake-reliability [--long] [--seed N] [TRIAL]...

@@ -1,18 +1,16 @@
 //! Cuts the power under a process that commits, and looks for what was acknowledged before.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use retake::execution::ExecutionId;
-use retake::store::{ExecutionFilter, HistoryPage, Seq, SqliteStore, Store, StoreExt};
+use retake::store::Seq;
 
 use crate::child::{self, Running, Task, Told};
 use crate::committing::{self, Telling};
 use crate::disk::Disk;
+use crate::loss::{self, Acknowledged, Loss};
 use crate::report::Report;
-use crate::{Outcome, Settings, history};
+use crate::{Outcome, Settings};
 
 /// Cuts that a store goes through before another takes its place, so that it has a past, and one with an end.
 const CUTS_PER_STORE: usize = 20;
@@ -39,19 +37,6 @@ enum Writer {
     SqliteUnflushed,
 }
 
-/// The figures of many cuts.
-#[derive(Debug, Default)]
-struct Tally {
-    /// Cuts with an acknowledgement since the cut before.
-    cuts: usize,
-    acknowledged: usize,
-    lost: usize,
-    /// Stores that could not be opened, or were not sound.
-    damaged: usize,
-    /// What was found first.
-    example: Option<String>,
-}
-
 pub(crate) fn run(settings: Settings) -> Outcome<Report> {
     let mut random = fastrand::Rng::with_seed(settings.seed);
     let mut report = Report::default();
@@ -63,19 +48,19 @@ pub(crate) fn run(settings: Settings) -> Outcome<Report> {
         (Writer::StoreUnflushed, controls),
         (Writer::SqliteUnflushed, controls),
     ] {
-        let tally = cut(&mut disk, &mut random, writer, cuts)?;
+        let found = cut(&mut disk, &mut random, writer, cuts)?;
         match writer {
             Writer::Append => {
-                report.promise("an append and fdatasync lose nothing", tally.figure(), tally.is_whole());
+                report.promise("an append and fdatasync lose nothing", found.figure("cuts"), found.is_none());
             }
             Writer::Store => {
-                report.promise("the store loses nothing acknowledged", tally.figure(), tally.is_whole());
+                report.promise("the store loses nothing acknowledged", found.figure("cuts"), found.is_none());
             }
             Writer::StoreUnflushed => {
-                report.control("the store with its fsync taken away", tally.figure(), tally.lost > 0);
+                report.control("the store with its fsync taken away", found.figure("cuts"), found.lost > 0);
             }
             Writer::SqliteUnflushed => {
-                report.control("SQLite with synchronous=NORMAL", tally.figure(), tally.lost > 0);
+                report.control("SQLite with synchronous=NORMAL", found.figure("cuts"), found.lost > 0);
             }
         }
     }
@@ -83,14 +68,14 @@ pub(crate) fn run(settings: Settings) -> Outcome<Report> {
 }
 
 /// Cuts the power that often.
-fn cut(disk: &mut Disk, random: &mut fastrand::Rng, writer: Writer, cuts: usize) -> Outcome<Tally> {
-    let mut tally = Tally::default();
+fn cut(disk: &mut Disk, random: &mut fastrand::Rng, writer: Writer, cuts: usize) -> Outcome<Loss> {
+    let mut found = Loss::default();
     let mut past = Acknowledged::new();
     // What lost its flushes may be damaged, and is of no use after.
     let cuts_per_file = if writer == Writer::StoreUnflushed { 1 } else { CUTS_PER_STORE };
     // Some befall nobody who was told of anything, and do not count.
     for attempt in 0..2 * cuts {
-        if tally.cuts == cuts {
+        if found.injections == cuts {
             break;
         }
         let directory = disk.path().join("files");
@@ -104,27 +89,20 @@ fn cut(disk: &mut Disk, random: &mut fastrand::Rng, writer: Writer, cuts: usize)
         let path = directory.join("store.db");
         let acknowledged = write_until_cut(disk, random, writer, &path)?;
         disk.restart()?;
-        tally.cuts += usize::from(!acknowledged.is_empty());
-        tally.acknowledged += count(&acknowledged);
+        found.injections += usize::from(!acknowledged.is_empty());
+        found.acknowledged += loss::count(&acknowledged);
         match writer {
             Writer::Store | Writer::StoreUnflushed => {
-                look_in_store(&path, &acknowledged, &past, &mut tally)?;
+                loss::look_in_store(&path, &acknowledged, &past, &mut found)?;
             }
-            Writer::Append => look(&acknowledged, |seq| committing::file_has(&path, seq), &mut tally),
+            Writer::Append => look(&acknowledged, |seq| committing::file_has(&path, seq), &mut found),
             Writer::SqliteUnflushed => {
-                look(&acknowledged, |seq| committing::sqlite_has(&path, seq), &mut tally);
+                look(&acknowledged, |seq| committing::sqlite_has(&path, seq), &mut found);
             }
         }
         past.extend(acknowledged);
     }
-    Ok(tally)
-}
-
-/// What was acknowledged, of each execution.
-type Acknowledged = BTreeMap<u64, RangeInclusive<Seq>>;
-
-fn count(acknowledged: &Acknowledged) -> usize {
-    acknowledged.values().cloned().map(Iterator::count).sum()
+    Ok(found)
 }
 
 /// Lets a child write, and cuts the power at a moment that is drawn. Returns what had been acknowledged by then.
@@ -151,17 +129,15 @@ fn write_until_cut(
     std::thread::sleep(Duration::from_micros(random.u64(0..CUT_AFTER_US_MAX)));
     running.stop()?;
     disk.cut()?;
-    let mut acknowledged = Acknowledged::new();
-    for told in running.kill()? {
-        match told {
-            Told::Acknowledged { execution, seq } => {
-                let known = acknowledged.entry(execution).or_insert(seq..=seq);
-                *known = *known.start()..=seq;
-            }
-            Told::Refused { why } => return Err(format!("a write failed before the power did: {why}").into()),
-        }
+    let told = running.kill()?;
+    let refusal = told.iter().find_map(|told| match told {
+        Told::Acknowledged { .. } => None,
+        Told::Refused { why } => Some(why),
+    });
+    match refusal {
+        Some(why) => Err(format!("a write failed before the power did: {why}").into()),
+        None => Ok(loss::acknowledged(&told)),
     }
-    Ok(acknowledged)
 }
 
 /// Returns what to put before a command, so that its flushes do nothing and succeed. The process stays ours.
@@ -173,90 +149,9 @@ fn without_flushes() -> Vec<String> {
         .into()
 }
 
-fn look(acknowledged: &Acknowledged, has: impl Fn(Seq) -> bool, tally: &mut Tally) {
+fn look(acknowledged: &Acknowledged, has: impl Fn(Seq) -> bool, found: &mut Loss) {
     for known in acknowledged.values() {
         let lost = known.clone().filter(|seq| !has(*seq)).count();
-        tally.lose(lost, || format!("{lost} of {known:?}"));
-    }
-}
-
-/// Looks for every acknowledged point in a store, with its state where it is new, and at every record.
-fn look_in_store(
-    path: &Path,
-    acknowledged: &Acknowledged,
-    past: &Acknowledged,
-    tally: &mut Tally,
-) -> Outcome<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    runtime.block_on(async {
-        let store = match SqliteStore::open(path) {
-            Ok(store) => store,
-            Err(error) => {
-                tally.damage(error.to_string());
-                tally.lose(count(acknowledged), || error.to_string());
-                return Ok(());
-            }
-        };
-        match store.check().await {
-            Ok(found) if found.problems.is_empty() => {}
-            Ok(found) => tally.damage(found.problems.join(", ")),
-            Err(error) => tally.damage(error.to_string()),
-        }
-        for (execution, known) in past {
-            let there = match find(&store, *execution).await {
-                Ok(id) => store.history(id, HistoryPage::default()).await.unwrap_or_default(),
-                Err(_) => Vec::new(),
-            };
-            let there: BTreeSet<Seq> = there.into_iter().map(|point| point.seq).collect();
-            let lost = known.clone().filter(|seq| !there.contains(seq)).count();
-            tally.lose(lost, || {
-                format!("{lost} of {known:?} of {}, at a later cut", history::name(*execution))
-            });
-        }
-        for (execution, known) in acknowledged {
-            let mut lost = known.clone().count();
-            if let Ok(id) = find(&store, *execution).await {
-                for seq in known.clone() {
-                    let found = store.context(id, seq).await;
-                    let is_there = found.is_ok_and(|ctx| history::is_state(&ctx, *execution, seq));
-                    lost -= usize::from(is_there);
-                }
-            }
-            tally.lose(lost, || format!("{lost} of {known:?} of {}", history::name(*execution)));
-        }
-        Ok(())
-    })
-}
-
-async fn find(store: &SqliteStore, execution: u64) -> Outcome<ExecutionId> {
-    let filter = ExecutionFilter { address: Some(history::name(execution)), ..ExecutionFilter::default() };
-    let found = store.executions(&filter).await?;
-    Ok(found.first().ok_or("it is not there")?.id)
-}
-
-impl Tally {
-    fn lose(&mut self, lost: usize, example: impl FnOnce() -> String) {
-        self.lost += lost;
-        if lost > 0 {
-            self.example.get_or_insert_with(example);
-        }
-    }
-
-    fn damage(&mut self, example: String) {
-        self.damaged += 1;
-        self.example.get_or_insert(example);
-    }
-
-    fn is_whole(&self) -> bool {
-        self.cuts > 0 && self.lost == 0 && self.damaged == 0
-    }
-
-    fn figure(&self) -> String {
-        let Self { cuts, acknowledged, lost, damaged, example } = self;
-        let mut text = format!("{cuts} cuts, {lost} of {acknowledged} acknowledged lost, {damaged} damaged");
-        if let Some(example) = example {
-            text.push_str(&format!(" (first: {example})"));
-        }
-        text
+        found.lose(lost, || format!("{lost} of {known:?}"));
     }
 }

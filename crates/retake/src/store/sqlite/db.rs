@@ -298,6 +298,7 @@ pub(super) fn is_of_the_disk(error: &StoreError) -> bool {
         | StoreError::Unstorable { .. }
         | StoreError::Corrupt { .. }
         | StoreError::NewerFormat { .. }
+        | StoreError::Key { .. }
         | StoreError::NotAStore { .. }
         | StoreError::Closed { .. } => false,
     }
