@@ -35,8 +35,8 @@ impl Disk {
         let directory = tempfile::tempdir_in(MEMORY).or_else(|_| tempfile::tempdir())?;
         let mut disk = Self { directory, is_mounted: false };
         File::create(disk.image())?.set_len(bytes)?;
-        // No blocks are reserved for root: a full disk is full.
-        succeed(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(disk.image()))?;
+        // Blocks as large as those of any larger disk, and none of them reserved for root: a full disk is full.
+        succeed(Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096", "-m", "0"]).arg(disk.image()))?;
         std::fs::create_dir(disk.path())?;
         disk.mount()?;
         Ok(disk)

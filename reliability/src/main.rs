@@ -7,11 +7,13 @@ mod bounds;
 mod child;
 mod committing;
 mod disk;
+mod full_disk;
 mod history;
 mod io_errors;
 mod loss;
 mod power_cut;
 mod report;
+mod workplace;
 
 use std::process::ExitCode;
 
@@ -58,6 +60,7 @@ const TRIALS: &[Trial] = &[
     Trial { name: "power-cut", run: power_cut::run },
     Trial { name: "io-errors", run: io_errors::run },
     Trial { name: "bounds", run: bounds::trial },
+    Trial { name: "full-disk", run: full_disk::run },
 ];
 
 const USAGE: &str = "\

@@ -21,7 +21,8 @@ const FEATURE_SETS: &[&str] = &["", "openapi", "store", "sqlite,testkit", "engin
 const DRIVERS: &[&str] = &["tokio", "rusqlite", "libsqlite3-sys", "reqwest"];
 
 /// What the trials call beside Perl, which Debian cannot be without, and the package of each.
-const TOOLS: &[(&str, &str)] = &[("strace", "strace"), ("mkfs.ext4", "e2fsprogs"), ("mount", "mount")];
+const TOOLS: &[(&str, &str)] =
+    &[("strace", "strace"), ("mkfs.ext4", "e2fsprogs"), ("mount", "mount"), ("fallocate", "util-linux")];
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
