@@ -114,6 +114,17 @@ pub(crate) enum Command {
     Prune(command::prune::Prune),
     /// Remove a run with its history
     Rm(command::rm::Rm),
+    /// Write a run's whole history to a file that `retake import` reads
+    ///
+    /// The file is lines of JSON: the run, its workflows, each checkpoint with what changed, and what people did. Secrets
+    /// are not in it, since they are never saved; what nodes read and gave is.
+    Export(command::export::Export),
+    /// Take in a run from a file that `retake export` wrote
+    ///
+    /// It comes with its id, its checkpoints under their numbers and labels, and what people did. All of the file is
+    /// checked before any of it is stored. Whoever wrote the file chose what the run will do: look at its workflow before
+    /// you resume it.
+    Import(command::import::Import),
     /// Draw a master key, or give an encrypted store another
     Key(command::key::Key),
     /// Read and verify every record of the store

@@ -9,7 +9,9 @@ pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod edit;
 pub(crate) mod explain;
+pub(crate) mod export;
 pub(crate) mod fork;
+pub(crate) mod import;
 pub(crate) mod init;
 pub(crate) mod key;
 pub(crate) mod log;
@@ -60,6 +62,8 @@ pub(crate) async fn execute(app: &App, command: Command) -> Result<ExitCode, Fai
         Command::Cancel(cancel) => cancel.execute(app).await,
         Command::Prune(prune) => prune.execute(app).await,
         Command::Rm(rm) => rm.execute(app).await,
+        Command::Export(export) => export.execute(app).await,
+        Command::Import(import) => import.execute(app).await,
         Command::Key(key) => key.execute(app).await,
         Command::Doctor(doctor) => doctor.execute(app).await,
     }

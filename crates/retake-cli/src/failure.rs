@@ -99,7 +99,7 @@ impl Failure {
         self
     }
 
-    fn of(code: Code, error: &dyn Error) -> Self {
+    pub(crate) fn of(code: Code, error: &dyn Error) -> Self {
         let mut failure = Self::new(code, error.to_string());
         failure.causes = chain(error.source());
         failure

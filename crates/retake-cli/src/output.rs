@@ -1,6 +1,6 @@
 //! The one place that prints: data on stdout, all else on stderr.
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{BufWriter, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,6 +30,32 @@ enum Data {
     Lost(std::io::Error),
 }
 
+/// Stdout as somewhere to write to. A reader that has left is no error.
+struct Stream<'a> {
+    data: &'a mut Data,
+}
+
+impl Write for Stream<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let Data::Open = self.data else { return Ok(bytes.len()) };
+        match std::io::stdout().lock().write_all(bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                *self.data = Data::Left;
+                Ok(bytes.len())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match std::io::stdout().lock().flush() {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
 impl Output {
     pub(crate) fn new(json: bool) -> Self {
         Self { json, data: Arc::new(Mutex::new(Data::Open)) }
@@ -43,6 +69,13 @@ impl Output {
         if let Err(error) = writeln!(stdout, "{}", text.as_ref()).and_then(|()| stdout.flush()) {
             *data = if error.kind() == ErrorKind::BrokenPipe { Data::Left } else { Data::Lost(error) };
         }
+    }
+
+    /// Prints what `write` writes, as it is.
+    pub(crate) fn stream<E>(&self, write: impl FnOnce(&mut dyn Write) -> Result<(), E>) -> Result<(), E> {
+        let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut out = BufWriter::new(Stream { data: &mut data });
+        write(&mut out)
     }
 
     /// Prints a line about what happens.

@@ -101,3 +101,13 @@ fn a_run_that_moves_on_while_somebody_thinks_is_left_as_it_is() {
     }
     assert_eq!(place.json(&["show", "otter"])["variables"]["tone"], json!("dry"));
 }
+
+#[test]
+fn a_history_is_not_written_to_a_terminal() {
+    let place = Place::with_letter("otter");
+    let mut session = Session::start(&place, &["export", "otter"]);
+    session.wait_for("\u{0}");
+    assert_eq!(session.child.wait().unwrap().code(), Some(2));
+    let said = session.seen;
+    assert!(said.contains("`-o FILE` writes it to a file") && !said.contains("blake3"), "{said}");
+}

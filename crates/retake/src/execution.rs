@@ -16,6 +16,8 @@ pub use context::{ExecutionCheckpoint, ExecutionContext, ExecutionState, WrongWo
 #[cfg(feature = "engine")]
 pub(crate) use cost::finite_sum;
 pub use cost::{Cost, Spend, usd};
+#[cfg(feature = "store")]
+pub(crate) use exact::parse_exact_within;
 pub(crate) use exact::read_exact;
 pub use exact::{ExactError, exact_value, parse_exact};
 pub use ledger::{Base, Compensation, CompensationStage, Ledger, Spare, TakenBack};

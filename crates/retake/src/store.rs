@@ -29,7 +29,10 @@ pub use delta::{Delta, Entry, Image, Key, KeyChange, MESSAGE_PACK, Op, Piece};
 #[cfg(feature = "sqlite")]
 pub use encryption::{KeyError, MasterKey};
 pub use error::{Conflict, Source, StoreError};
-pub use history::{History, HistoryPoint, KeptWorkflow};
+pub use history::{
+    HISTORY_FILE_BYTES_MAX, HISTORY_FILE_VERSION, HISTORY_LINE_BYTES_MAX, History, HistoryFileError,
+    HistoryPoint, KeptWorkflow,
+};
 pub use memory::MemoryStore;
 pub use record::{
     Ask, Cause, CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Lease,

@@ -67,8 +67,15 @@ fn at(path: &str) -> String {
 /// # Ok::<(), retake::execution::ExactError>(())
 /// ```
 pub fn parse_exact(text: &str) -> Result<Value, ExactError> {
+    parse_exact_within(text, DEPTH_MAX)
+}
+
+/// Returns the value of a JSON text as [`parse_exact`] does, of another depth: where what is stored lies within what is
+/// not. `serde_json` reads 127 levels at most.
+pub(crate) fn parse_exact_within(text: &str, depth_max: usize) -> Result<Value, ExactError> {
     serde_json::from_str::<IgnoredAny>(text).map_err(ExactError::NotJson)?;
-    let notes = Notes { changed: numbers(text).position(|number| !is_kept(number)), ..Notes::default() };
+    let changed = numbers(text).position(|number| !is_kept(number));
+    let notes = Notes { changed, ..Notes::within(depth_max) };
     let mut reader = serde_json::Deserializer::from_str(text);
     read(&mut reader, &notes).map_err(|source| {
         let path = notes.failed_at.take().unwrap_or_default();
@@ -93,7 +100,7 @@ pub fn parse_exact(text: &str) -> Result<Value, ExactError> {
 
 /// Reads one value of whatever format, exactly. The error says what is wrong with it, and where.
 pub(crate) fn read_exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
-    let notes = Notes::default();
+    let notes = Notes::within(DEPTH_MAX);
     read(deserializer, &notes).map_err(|source| match notes.failed_at.take() {
         Some(path) if !path.is_empty() => serde::de::Error::custom(format_args!("{source}, at `{path}`")),
         Some(_) | None => source,
@@ -145,8 +152,9 @@ fn is_kept(number: &str) -> bool {
 }
 
 /// What a reading says beside its value: an error of another crate cannot carry it.
-#[derive(Default)]
 struct Notes {
+    /// How deeply values may lie in each other.
+    depth_max: usize,
     /// How many numbers were read before the one at hand.
     numbers: Cell<usize>,
     /// The first number that would change, counted from 0.
@@ -154,6 +162,18 @@ struct Notes {
     refusal: Cell<Option<Refusal>>,
     /// Where the reading ended.
     failed_at: Cell<Option<String>>,
+}
+
+impl Notes {
+    fn within(depth_max: usize) -> Self {
+        Self {
+            depth_max,
+            numbers: Cell::new(0),
+            changed: None,
+            refusal: Cell::new(None),
+            failed_at: Cell::new(None),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -205,7 +225,7 @@ impl<'de> DeserializeSeed<'de> for Reading<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        let read = if self.depth > DEPTH_MAX {
+        let read = if self.depth > self.notes.depth_max {
             Err(self.refuse(Refusal::TooDeep, "it is nested too deep"))
         } else {
             deserializer.deserialize_any(self)

@@ -3,7 +3,11 @@
 //! A history says what was, and not how a store had laid it out: each point with what changed since an older one that is
 //! there too. What it holds grows with what changed, not with the state times the points.
 
+mod file;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
+
+pub use file::{HISTORY_FILE_BYTES_MAX, HISTORY_FILE_VERSION, HISTORY_LINE_BYTES_MAX, HistoryFileError};
 
 use super::delta::ImageChange;
 use super::{

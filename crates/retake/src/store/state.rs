@@ -203,6 +203,19 @@ pub(super) fn context_as_made(history: ExecutionId, image: &Image) -> Result<Exe
     Ok(ctx)
 }
 
+/// Returns an encoded header as JSON, where that says all that it says.
+pub(super) fn header_to_json(bytes: &[u8]) -> Option<Value> {
+    let header: Header = value::decode_as("the header", bytes).ok()?;
+    let json = serde_json::to_value(&header).ok()?;
+    (header_from_json(json.clone()).ok()? == bytes).then_some(json)
+}
+
+/// Returns the encoded header that JSON says.
+pub(super) fn header_from_json(json: Value) -> Result<Vec<u8>, String> {
+    let header: Header = serde_json::from_value(json).map_err(|error| error.to_string())?;
+    rmp_serde::to_vec_named(&header).map_err(|error| error.to_string())
+}
+
 fn header(execution_id: ExecutionId, image: &Image) -> Result<Header, StoreError> {
     match image.get(&Key::Header) {
         Some(entry) => record(&entry_name(execution_id, &Key::Header), entry),
