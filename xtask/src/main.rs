@@ -1,4 +1,6 @@
-//! The project's own tasks: `cargo xtask test`, `reliability`, `bench` and `crash`.
+//! The project's own tasks: `cargo xtask test`, `reliability`, `fuzz`, `bench` and `crash`.
+
+mod fuzz;
 
 use std::process::ExitCode;
 
@@ -11,6 +13,8 @@ usage: cargo xtask TASK
   test          everything that must hold: formatting, lints, all tests with and without features, docs
   reliability [--long] [--seed N] [TRIAL]...
                 faults, injected and counted; needs root
+  fuzz [--seconds N] [--seed N]
+                every decoder on bytes grown to reach every branch, N seconds (60) each
   bench [ARGS]  the ratios of docs/benchmarks.md, measured here and now
   crash [KILLS] the crash test alone, with so many kills (1000)";
 
@@ -34,6 +38,7 @@ fn main() -> ExitCode {
             Some("test") if rest.is_empty() => test(&shell),
             Some("bench") => cmd!(shell, "cargo run --release -p retake-bench -- {rest...}").run(),
             Some("reliability") => reliability(&shell, &rest),
+            Some("fuzz") => fuzz(&shell, &rest),
             Some("crash") => crash(&shell, rest.first().map_or("1000", String::as_str)),
             Some(_) | None => {
                 say(USAGE);
@@ -67,7 +72,40 @@ fn test(shell: &Shell) -> xshell::Result<()> {
     // What has neither runtime nor driver is tested without them.
     cmd!(shell, "cargo test -p retake --no-default-features").run()?;
     cmd!(shell, "cargo test --workspace --all-features").run()?;
-    reliability(shell, &[])
+    fuzz::build(shell)?;
+    let root = shell.current_dir();
+    // Most trials wait for a disk, and the fuzzer for nothing.
+    let (reliable, sound) = std::thread::scope(|scope| {
+        let fuzzing = scope.spawn(|| fuzz::run(&root, fuzz::SECONDS, None));
+        (reliability(shell, &[]), fuzzing.join().is_ok_and(|sound| sound))
+    });
+    reliable.map(|()| ends_unless(sound))
+}
+
+/// Reads `--seconds N` and `--seed N`, and fuzzes.
+fn fuzz(shell: &Shell, arguments: &[String]) -> xshell::Result<()> {
+    let (mut seconds, mut seed) = (fuzz::SECONDS, None);
+    for pair in arguments.chunks(2) {
+        match pair {
+            [name, number] if name == "--seconds" && number.parse::<u64>().is_ok() => {
+                seconds = number.parse().unwrap_or(seconds);
+            }
+            [name, number] if name == "--seed" && number.parse::<u32>().is_ok() => seed = number.parse().ok(),
+            _ => {
+                say(USAGE);
+                std::process::exit(2);
+            }
+        }
+    }
+    fuzz::build(shell)?;
+    ends_unless(fuzz::run(&shell.current_dir(), seconds, seed));
+    Ok(())
+}
+
+fn ends_unless(sound: bool) {
+    if !sound {
+        std::process::exit(1);
+    }
 }
 
 /// Builds as the tests are built, so that nothing is built twice.

@@ -7,6 +7,9 @@
 //! [`prune`](Store::prune) and [`delete`](Store::delete) remove.
 
 mod blocking;
+#[cfg(any(feature = "sqlite", feature = "testkit"))]
+#[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only a driver packs"))]
+pub(crate) mod body;
 mod delta;
 #[cfg(feature = "sqlite")]
 mod encryption;

@@ -32,6 +32,7 @@
 //! # });
 //! ```
 
+pub mod decoders;
 pub mod histories;
 
 mod checkpoint_storage;

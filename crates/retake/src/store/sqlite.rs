@@ -10,7 +10,6 @@
 //! keeper does what no save must wait for. Several processes may have the same file open. Nothing here needs an
 //! asynchronous runtime.
 
-mod body;
 mod chain;
 mod check;
 mod commit;
@@ -52,6 +51,7 @@ use self::writer::{Aftermath, Job, Log, Outstanding, Writer};
 use super::{
     CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, History, HistoryPage, Image, Lease,
     MasterKey, NewCheckpoint, NewExecution, Note, OperationRecord, Report, Request, Seq, Store, StoreError,
+    body,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};

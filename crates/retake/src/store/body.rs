@@ -54,7 +54,13 @@ pub(super) fn check_length(length: u64) -> Result<(), StoreError> {
 }
 
 /// Unpacks what [`pack`] made. `record` names it in an error.
+#[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "the test-kit has a limit of its own"))]
 pub(super) fn unpack(record: &str, bytes: &[u8]) -> Result<Vec<u8>, StoreError> {
+    unpack_at_most(BODY_BYTES_MAX, record, bytes)
+}
+
+/// Unpacks to at most so many bytes.
+pub(crate) fn unpack_at_most(bytes_max: u64, record: &str, bytes: &[u8]) -> Result<Vec<u8>, StoreError> {
     let torn = |why: String| StoreError::Corrupt { record: record.to_owned(), why };
     match bytes.split_first() {
         Some((&RAW, raw)) => Ok(raw.to_vec()),
@@ -62,8 +68,8 @@ pub(super) fn unpack(record: &str, bytes: &[u8]) -> Result<Vec<u8>, StoreError> 
             let (length, packed) =
                 rest.split_first_chunk().ok_or_else(|| torn("its length is cut off".to_owned()))?;
             let length = u64::from_le_bytes(*length);
-            if length > BODY_BYTES_MAX {
-                return Err(torn(format!("its length {length} is past {BODY_BYTES_MAX}")));
+            if length > bytes_max {
+                return Err(torn(format!("its length {length} is past {bytes_max}")));
             }
             let reserved = usize::try_from(length).unwrap_or(RESERVED_MAX).min(RESERVED_MAX);
             let mut raw = Vec::with_capacity(reserved);
