@@ -94,7 +94,11 @@ impl App {
     /// Returns who is asking, and for what, for the operation log.
     pub(crate) fn operation(&self) -> NewOperation {
         let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
-        let command = arguments.collect::<Vec<_>>().join(" ");
+        let mut command = arguments.collect::<Vec<_>>().join(" ");
+        // Which may hold a password. The engine takes out the values of secrets that it knows.
+        if let Some(proxy) = self.proxy.as_deref().filter(|proxy| proxy.contains('@')) {
+            command = command.replace(proxy, "***");
+        }
         self.operation_by(format!("retake {command}"))
     }
 

@@ -233,6 +233,10 @@ impl From<EngineError> for Failure {
                 Self::of(Code::Conflict, &error).hint("`retake undo RUN` takes the cancellation back")
             }
             EngineError::StoredDefinition(_) => Self::of(Code::Store, &error),
+            EngineError::Secret { ref name, .. } => {
+                let hint = format!("mention `secrets.{name}` where it is used, or take another value");
+                Self::of(Code::Usage, &error).hint(hint)
+            }
             EngineError::Config(_)
             | EngineError::Input(_)
             | EngineError::Variable { .. }

@@ -60,7 +60,7 @@ use crate::store::{
 use crate::workflow::{Definition, Effect, Field, NodeKind, OnError, Root, Scope, Workflow, evaluate_json};
 use held::Held;
 use run::{CounterAction, Opened};
-use secret::Masks;
+use secret::{Masks, definition_of, refuse_secret, refuse_secrets, without_secrets};
 
 /// How many workflows an engine keeps ready.
 const WORKFLOWS_MAX: usize = 64;
@@ -166,13 +166,18 @@ impl Engine {
     /// Creates an execution and takes the lease on it. Returns when its start is durable; nothing has run then.
     ///
     /// # Errors
-    /// [`EngineError::Input`] and [`EngineError::NoHandler`], before anything is created;
+    /// [`EngineError::Input`], [`EngineError::NoHandler`] and [`EngineError::Secret`], before anything is created;
     /// [`Conflict::NameTaken`].
     pub async fn start(&self, workflow: Arc<Workflow>, start: Start) -> Result<Run, EngineError> {
         self.check_handlers(&workflow)?;
         let mut ctx = ExecutionContext::with_id(self.clock.new_id(), workflow.id(), self.clock.now());
         ctx.inputs = workflow.definition().inputs_from(start.inputs)?.into_iter().collect();
-        let masks = Arc::new(Masks::default());
+        let masks = Arc::new(Masks::of(Some(&workflow), &*self.secrets));
+        refuse_secret(&masks, "the workflow", &definition_of(&workflow))?;
+        refuse_secrets(&masks, "input", ctx.inputs.iter())?;
+        if let Some(name) = &start.name {
+            refuse_secret(&masks, "the name", &Value::from(name.as_str()))?;
+        }
         let id = ctx.execution_id;
         let mut names = Names::new(start.name, id);
         let name = loop {
@@ -245,7 +250,9 @@ impl Engine {
                 for result in ctx.node_results.values() {
                     ctx.ledger.spend.reused.add(result.metrics.as_ref());
                 }
-                let mut checkpoint = self.checkpoint_of(&saved, &ctx, Cause::Resume, resume.operation)?;
+                let masks = Masks::of(Some(&workflow), &*self.secrets);
+                let operation = resume.operation.map(|operation| without_secrets(&masks, operation));
+                let mut checkpoint = self.checkpoint_of(&saved, &ctx, Cause::Resume, operation)?;
                 // What was asked before was asked of a run that is over.
                 checkpoint.answers =
                     self.store.requests(id).await?.iter().map(|request| request.id).collect();
@@ -560,7 +567,7 @@ impl Scope for Opening {
         match subject {
             Subject::Input(name) => self.ctx.inputs.get(name).cloned(),
             Subject::Secret(name) => self.secrets.secret(name).map(|value| {
-                self.masks.remember(&value);
+                self.masks.remember(name, &value);
                 Value::String(value)
             }),
             Subject::Variable(_) | Subject::Node(_) => None,

@@ -73,7 +73,10 @@ pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Ended {
     };
     let ran = clock.elapsed().saturating_sub(began);
     let (outcome, writes) = settle(&task, outcome, notes.writes, notes.refused);
-    let mut result = NodeExecutionResult::started(started_at).with_metrics(notes.metrics);
+    let mut metrics = notes.metrics;
+    // A server may put anything into what it says of its answer.
+    metrics.custom.values_mut().for_each(|value| *value = task.masks.value(value.take()));
+    let mut result = NodeExecutionResult::started(started_at).with_metrics(metrics);
     result.writes = writes;
     result.began = task.state.ledger.turn;
     result.reads = notes.reads;

@@ -286,6 +286,12 @@ impl NodeContext {
         self.shared.task.masks.text(text)
     }
 
+    /// Returns how much of a text that comes in pieces can be said: after that, a secret may have begun.
+    #[cfg(feature = "nodes")]
+    pub(super) fn settled(&self, text: &str) -> usize {
+        self.shared.task.masks.settled(text)
+    }
+
     pub(super) fn scope(&self) -> Arc<dyn Scope> {
         Arc::clone(&self.shared) as Arc<dyn Scope>
     }
@@ -392,7 +398,7 @@ impl Scope for Shared {
                 // Not even a hash of a secret is written down.
                 notes.record(subject, || None);
                 value.map(|value| {
-                    self.task.masks.remember(&value);
+                    self.task.masks.remember(name, &value);
                     Value::String(value)
                 })
             }

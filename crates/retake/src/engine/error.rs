@@ -38,6 +38,15 @@ pub enum EngineError {
         source: ExpressionError,
     },
 
+    /// A value that would be saved holds a secret. The secret itself is not repeated.
+    #[error("{what} holds the value of the secret `{name}`, and would be saved")]
+    Secret {
+        /// What was given.
+        what: String,
+        /// The secret's name.
+        name: String,
+    },
+
     /// Nobody can do a node's work here.
     #[error("node `{node}` cannot run: this program has no handler for {missing}")]
     NoHandler {

@@ -11,7 +11,7 @@ use super::plan::{
     self, Edit, Effects, Explanation, Known, NewState, Plan, PlannedChange, Point, Redefinition, Reuse,
     Rollback,
 };
-use super::secret::Masks;
+use super::secret::{Masks, definition_of, refuse_secret, refuse_secrets, without_secrets};
 use super::{Engine, EngineError, Names, Redefine};
 use crate::execution::{Change, ExecutionContext, ExecutionId, ExecutionState, node_id};
 use crate::store::{
@@ -57,6 +57,7 @@ impl Engine {
     ) -> Result<Plan, EngineError> {
         let head = self.head(id).await?;
         let workflow = self.workflow_with_id(head.point.ctx.workflow_id, &head.name).await?;
+        refuse_secrets(&Masks::of(Some(&workflow), &*self.secrets), "variable", &request.set)?;
         let target = self.point(id, target).await?;
         let then = self.workflow_with_id(target.ctx.workflow_id, &head.name).await?;
         // The state of another workflow comes back as a whole, with its workflow.
@@ -83,6 +84,9 @@ impl Engine {
         let head = self.head(id).await?;
         refuse_cancelled(&head)?;
         let workflow = self.workflow_with_id(head.point.ctx.workflow_id, &head.name).await?;
+        let masks = Masks::of(Some(&workflow), &*self.secrets);
+        refuse_secrets(&masks, "variable", &request.set)?;
+        refuse_secrets(&masks, "the output of node", &request.outputs)?;
         let (name, point) = (&head.name, &head.point);
         plan::edit(Known::of_head(name, &workflow, point), request)
     }
@@ -112,6 +116,7 @@ impl Engine {
         let record = self.store.require(id).await?;
         let point = self.point(id, seq).await?;
         let workflow = self.workflow_with_id(point.ctx.workflow_id, &record.name).await?;
+        refuse_secrets(&Masks::of(Some(&workflow), &*self.secrets), "variable", &fork.set)?;
         let known = Known::of_head(&record.name, &workflow, &point);
         let new = match &fork.workflow {
             Some(workflow) => Some(self.redefinition(known, workflow.clone())?),
@@ -169,6 +174,8 @@ impl Engine {
             Some(workflow) => workflow,
             None => self.workflow_with_id(before.workflow_id, &origin.to_string()).await?,
         };
+        let masks = Masks::of(Some(&workflow), &*self.secrets);
+        let operation = without_secrets(&masks, operation);
         forget_marks(&workflow, &mut after);
         after.execution_id = self.clock.new_id();
         after.started_at = self.clock.now();
@@ -205,6 +212,7 @@ impl Engine {
         })?;
         let origin = Origin { execution_id: id, seq };
         let workflow = self.workflow_with_id(point.workflow_id, &execution.name).await?;
+        let operation = without_secrets(&Masks::of(Some(&workflow), &*self.secrets), operation);
         let reaches_outside = |node: &Node| node.effect == Effect::External;
         // The state itself says so, and must say something else in the fork: that it goes on, or whose effects these are.
         if point.state == ExecutionState::Cancelled
@@ -311,7 +319,7 @@ impl Engine {
         checkpoint.delta = delta(Some(&nearest), &ctx, |name| writers.get(name).copied())?;
         checkpoint.parent = Some(parent);
         checkpoint.base = Some(base);
-        checkpoint.operation = Some(operation);
+        checkpoint.operation = Some(without_secrets(&self.masks_of(&rest.record).await, operation));
         let before = match base == parent {
             true => nearest,
             false => self.store.context(id, parent).await?,
@@ -383,7 +391,8 @@ impl Engine {
         opening.inputs = workflow.definition().inputs_from(inputs)?.into_iter().collect();
         let old = &known.workflow.definition().vars;
         let changed = |name: &str, value: &Value| old.get(name) != Some(value);
-        let masks = Arc::new(Masks::default());
+        let masks = Arc::new(Masks::of(Some(&workflow), &*self.secrets));
+        refuse_secret(&masks, "the workflow", &definition_of(&workflow))?;
         let variables = self.first_values(&workflow, &opening, known.name, &masks, changed)?;
         let variables = variables.into_iter().map(|(name, value)| (name, Some(value))).collect();
         Ok(Redefinition { workflow, variables, inputs: opening.inputs })

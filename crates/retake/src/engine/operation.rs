@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use super::decision::{Decision, decided};
 use super::held::Held;
+use super::secret::{refuse_secret, without_secrets};
 use super::{Engine, EngineError, standing};
+use serde_json::Value;
+
 use crate::execution::{ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, node_id};
 use crate::store::{
     Ask, Cause, Commit, Conflict, ExecutionRecord, NewCheckpoint, NewOperation, Request, Seq, StoreError,
@@ -132,6 +135,15 @@ impl Engine {
         ask: Ask,
         operation: NewOperation,
     ) -> Result<Seq, EngineError> {
+        let masks = self.masks_of(&self.store.require(id).await?).await;
+        match &ask {
+            Ask::Checkpoint { label: Some(label) } => {
+                refuse_secret(&masks, "the label", &Value::from(label.as_str()))?;
+            }
+            Ask::Approve { with, .. } => refuse_secret(&masks, "what goes with the approval", with)?,
+            Ask::Checkpoint { label: None } | Ask::Pause | Ask::Cancel => {}
+        }
+        let operation = without_secrets(&masks, operation);
         let request = Request { id: self.clock.new_id(), ask, operation };
         match self.rest(id).await {
             Ok(rest) => {

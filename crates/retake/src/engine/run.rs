@@ -106,8 +106,10 @@ pub(super) struct Opened {
 impl Run {
     pub(super) fn new(engine: Engine, opened: Opened) -> Result<Self, EngineError> {
         let Opened { held, workflow, name, ctx, head, masks, counter_actions, undone_to } = opened;
-        masks.remember_all(&workflow, &*engine.secrets);
-        counter_actions.values().for_each(|action| masks.remember_all(&action.workflow, &*engine.secrets));
+        masks.remember_all(Some(&workflow), &*engine.secrets);
+        counter_actions
+            .values()
+            .for_each(|action| masks.remember_all(Some(&action.workflow), &*engine.secrets));
         let mut policy = CheckpointPolicy::new(workflow.definition().checkpoints.clone())?;
         policy.saved(engine.clock.elapsed());
         let planner = Planner::new(&workflow, &ctx.node_results);

@@ -1,12 +1,14 @@
 //! Secrets: named in workflows, looked up when a node runs, never written down.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod form;
+mod keeping;
+mod masks;
+
+use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
-use std::sync::{Mutex, PoisonError};
 
-use serde_json::Value;
-
-use crate::workflow::Workflow;
+pub(super) use keeping::{definition_of, refuse_secret, refuse_secrets, without_secrets};
+pub(super) use masks::Masks;
 
 /// Where the values of secrets come from.
 pub trait Secrets: Send + Sync + Debug {
@@ -71,102 +73,9 @@ impl Debug for FileSecrets {
     }
 }
 
-/// What stands in the place of a secret.
-pub(super) const MASK: &str = "***";
-
-/// Shorter secrets are not masked: they would take ordinary text with them.
-const MASKED_BYTES_MIN: usize = 4;
-
-/// The values of secrets that a run has looked up, to be kept out of everything it says and saves.
-#[derive(Default)]
-pub(super) struct Masks(Mutex<BTreeSet<String>>);
-
-impl Masks {
-    /// Remembers a value: the whole, and each of its lines, as tools print them.
-    pub(super) fn remember(&self, value: &str) {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for part in std::iter::once(value).chain(value.lines()) {
-            if part.len() >= MASKED_BYTES_MIN {
-                seen.insert(part.to_owned());
-            }
-        }
-    }
-
-    /// Remembers every secret that a workflow mentions, and those known beforehand: a node may say one that another
-    /// node looked up, even in a process before this one.
-    pub(super) fn remember_all(&self, workflow: &Workflow, secrets: &dyn Secrets) {
-        for name in workflow.secrets().into_iter().chain(secrets.names()) {
-            if let Some(value) = secrets.secret(&name) {
-                self.remember(&value);
-            }
-        }
-    }
-
-    /// Returns the text with every secret masked.
-    pub(super) fn text(&self, text: String) -> String {
-        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // The longest first, so that a secret that holds another goes whole.
-        let mut secrets: Vec<&String> = seen.iter().filter(|secret| text.contains(secret.as_str())).collect();
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-        secrets.into_iter().fold(text, |text, secret| text.replace(secret.as_str(), MASK))
-    }
-
-    /// Returns the value with every secret masked, in keys too.
-    pub(super) fn value(&self, value: Value) -> Value {
-        if self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-            return value;
-        }
-        self.masked(value)
-    }
-
-    fn masked(&self, value: Value) -> Value {
-        match value {
-            Value::Null | Value::Bool(_) => value,
-            Value::Number(number) => {
-                let text = number.to_string();
-                let masked = self.text(text.clone());
-                if masked == text { Value::Number(number) } else { Value::String(masked) }
-            }
-            Value::String(text) => Value::String(self.text(text)),
-            Value::Array(items) => Value::Array(items.into_iter().map(|item| self.masked(item)).collect()),
-            Value::Object(entries) => Value::Object(
-                entries.into_iter().map(|(key, value)| (self.text(key), self.masked(value))).collect(),
-            ),
-        }
-    }
-}
-
-impl Debug for Masks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        f.debug_struct("Masks").field("secrets", &seen.len()).finish()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    #[test]
-    fn a_secret_is_masked_wherever_it_stands() {
-        let masks = Masks::default();
-        masks.remember("sk-123456");
-        masks.remember("sk-123456-long");
-        masks.remember("ab");
-        assert_eq!(
-            masks.value(json!({"k sk-123456": ["Bearer sk-123456-long", 1, "ab"]})),
-            json!({"k ***": ["Bearer ***", 1, "ab"]})
-        );
-    }
-
-    #[test]
-    fn a_secret_of_digits_is_masked_where_it_became_a_number() {
-        let masks = Masks::default();
-        masks.remember("987654321");
-        assert_eq!(masks.value(json!([987_654_321, 98])), json!(["***", 98]));
-    }
 
     #[test]
     fn secrets_are_read_from_lines_and_a_bad_line_is_named() {

@@ -6,6 +6,7 @@ mod changing;
 mod compensating;
 mod explaining;
 mod going_back;
+mod keeping_secrets;
 mod people;
 mod running;
 mod spending;

@@ -116,7 +116,8 @@ async fn output(ctx: &NodeContext, mut response: Response) -> Result<Value, Node
             length.map(|length| format!(" ({length})")).unwrap_or_default()
         )));
     }
-    let text = text(&body, &content_type, &source)?;
+    // Before it is parsed: a secret of digits could become a number that is written otherwise.
+    let text = ctx.masked(text(&body, &content_type, &source)?);
     match output_of(&text, &source)? {
         Some(value) => Ok(value),
         None if says_json(&content_type) && !text.trim().is_empty() => {

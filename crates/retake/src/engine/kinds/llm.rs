@@ -211,6 +211,7 @@ async fn receive(ctx: &NodeContext, mut response: Response, answer: &mut Answer)
         ctx.progress(answer.text());
         return Ok(());
     }
+    let mut said = Said { ctx, held: String::new() };
     let mut events = EventStream::default();
     let mut room = STREAM_BYTES_MAX;
     while !answer.is_ended() {
@@ -227,16 +228,36 @@ async fn receive(ctx: &NodeContext, mut response: Response, answer: &mut Answer)
             None => events.end(),
         };
         for data in data {
-            let said = answer.take_event(&data)?;
-            if !said.is_empty() {
-                ctx.progress(said);
-            }
+            said.take(&answer.take_event(&data)?);
         }
         if chunk.is_none() {
             break;
         }
     }
+    said.end();
     if answer.is_whole() { Ok(()) } else { Err(NodeError::new("the answer was cut off before its end")) }
+}
+
+/// Tells of an answer as it comes, and holds back what may be a secret that has not come whole.
+struct Said<'a> {
+    ctx: &'a NodeContext,
+    held: String,
+}
+
+impl Said<'_> {
+    fn take(&mut self, piece: &str) {
+        self.held.push_str(piece);
+        let rest = self.held.split_off(self.ctx.settled(&self.held));
+        self.end();
+        self.held = rest;
+    }
+
+    fn end(&mut self) {
+        let settled = std::mem::take(&mut self.held);
+        if !settled.is_empty() {
+            self.ctx.progress(settled);
+        }
+    }
 }
 
 fn too_long(bytes_max: usize) -> NodeError {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Run;
 use crate::engine::event::Event;
+use crate::engine::secret::without_secrets;
 use crate::engine::{EngineError, compensation};
 use crate::store::{Cause, Commit, NewCheckpoint, NewOperation, Seq, delta};
 
@@ -33,7 +34,7 @@ impl Run {
             completed_node_count: self.completed,
             spend: state.ledger.spend,
             compress: self.policy.config().compress,
-            operation: extra.operation,
+            operation: extra.operation.map(|operation| without_secrets(&self.masks, operation)),
             answers: extra.answers,
             ..NewCheckpoint::new(id, now, state.state.clone(), cause)
         };
