@@ -1,5 +1,6 @@
 //! The one place that prints: data on stdout, all else on stderr.
 
+use std::borrow::Cow;
 use std::io::{BufWriter, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +10,7 @@ use retake::workflow::WorkflowError;
 use serde::Serialize;
 
 use crate::failure::{Code, Failure};
+use crate::wording;
 
 /// How long a line of a file may be that is shown with what is wrong in it. Room for colours included.
 const DRAWN_LINE_BYTES_MAX: usize = 1_000;
@@ -66,7 +68,7 @@ impl Output {
         let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
         let Data::Open = *data else { return };
         let mut stdout = anstream::stdout().lock();
-        if let Err(error) = writeln!(stdout, "{}", text.as_ref()).and_then(|()| stdout.flush()) {
+        if let Err(error) = writeln!(stdout, "{}", coloured(text.as_ref())).and_then(|()| stdout.flush()) {
             *data = if error.kind() == ErrorKind::BrokenPipe { Data::Left } else { Data::Lost(error) };
         }
     }
@@ -81,7 +83,7 @@ impl Output {
     /// Prints a line about what happens.
     pub(crate) fn note(&self, text: impl AsRef<str>) {
         // Where not even stderr takes a word, there is nobody to tell.
-        let _unheard = writeln!(anstream::stderr(), "{}", text.as_ref());
+        let _unheard = writeln!(anstream::stderr(), "{}", coloured(text.as_ref()));
     }
 
     /// Prints a JSON document: on one line for a script, indented for a person.
@@ -91,18 +93,19 @@ impl Output {
         } else {
             serde_json::to_string(document)
         };
-        self.line(text.expect("a document has text keys"));
+        self.line(wording::plain_json(text.expect("a document has text keys")));
     }
 
     /// Prints one JSON document of a stream.
     pub(crate) fn event(&self, event: &impl Serialize) {
-        self.line(serde_json::to_string(event).expect("an event has text keys"));
+        let text = serde_json::to_string(event).expect("an event has text keys");
+        self.line(wording::plain_json(text));
     }
 
     /// Prints why a command failed, and returns its exit code.
     pub(crate) fn fail(&self, failure: &Failure) -> ExitCode {
         if self.json {
-            self.note(failure.to_json().to_string());
+            self.note(wording::plain_json(failure.to_json().to_string()));
             return failure.code.exit();
         }
         match &failure.report {
@@ -165,7 +168,35 @@ fn draw(error: &WorkflowError) -> String {
 /// Returns a text without what would steer a terminal: nodes, models and servers wrote it.
 pub(crate) fn printable(text: &str) -> String {
     let text = anstream::adapter::strip_str(text).to_string();
-    text.chars().filter(|letter| !letter.is_control() || matches!(letter, '\n' | '\t')).collect()
+    text.chars().filter(|letter| !wording::misleads(*letter) || matches!(letter, '\n' | '\t')).collect()
+}
+
+/// Returns a text that is about to be printed with nothing in it that steers a terminal but line ends and colours. What
+/// others wrote was made plain where it was put into the text; this is for what was forgotten.
+fn coloured(text: &str) -> Cow<'_, str> {
+    let is_fine = |letter: char| !wording::misleads(letter) || matches!(letter, '\n' | '\t');
+    if text.chars().all(is_fine) {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(letter) = rest.chars().next() {
+        let colour = colour_length(rest);
+        let (taken, left) = rest.split_at(colour.unwrap_or(letter.len_utf8()));
+        match colour.is_some() || is_fine(letter) {
+            true => plain.push_str(taken),
+            false => plain.push_str(&wording::plain(taken)),
+        }
+        rest = left;
+    }
+    Cow::Owned(plain)
+}
+
+/// Returns how long the sequence is that sets a colour, if the text begins with one.
+fn colour_length(text: &str) -> Option<usize> {
+    let numbers = text.strip_prefix("\u{1b}[")?;
+    let end = numbers.find(|letter: char| !letter.is_ascii_digit() && letter != ';')?;
+    numbers[end..].starts_with('m').then_some("\u{1b}[".len() + end + 1)
 }
 
 /// Prints clap's word on a command line: help on stdout, errors on stderr.
@@ -191,6 +222,21 @@ mod tests {
 
     #[test]
     fn what_would_steer_a_terminal_is_not_printed() {
-        assert_eq!(printable("a\u{1b}[31mred\u{1b}[0m\r\u{7}b\n\tc"), "aredb\n\tc");
+        assert_eq!(printable("a\u{1b}[31mred\u{1b}[0m\r\u{7}b\n\tc\u{202e}\u{2028}"), "aredb\n\tc");
+    }
+
+    #[test]
+    fn of_what_is_printed_only_colours_and_line_ends_reach_a_terminal() {
+        assert_eq!(coloured("\u{1b}[1;31mred\u{1b}[0m\n\tplain"), "\u{1b}[1;31mred\u{1b}[0m\n\tplain");
+        for (text, shown) in [
+            ("\u{1b}]0;title\u{7}", "\\u{1b}]0;title\\u{7}"),
+            ("\u{1b}[2J", "\\u{1b}[2J"),
+            ("\u{1b}[31", "\\u{1b}[31"),
+            ("\u{9b}31m", "\\u{9b}31m"),
+            ("a\rb", "a\\rb"),
+            ("\u{1b}[32m\u{202e}x\u{1b}[0m", "\u{1b}[32m\\u{202e}x\u{1b}[0m"),
+        ] {
+            assert_eq!(coloured(text), shown);
+        }
     }
 }

@@ -96,13 +96,45 @@ pub(crate) fn shortened(text: &str, chars_max: usize) -> String {
     if chars.next().is_some() { format!("{plain}…") } else { plain }
 }
 
-/// Returns a text whose control characters stand as escapes, so that it cannot steer a terminal.
+/// Returns a text in which what steers a terminal, or shows it as something else, stands as escapes.
 pub(crate) fn plain(text: &str) -> String {
-    let escaped = |c: char| match c.is_control() {
+    let escaped = |c: char| match misleads(c) {
         true => c.escape_default().collect::<String>(),
         false => c.to_string(),
     };
     text.chars().map(escaped).collect()
+}
+
+/// Tells whether a character steers a terminal, or lets a text look like another: control characters, those that turn
+/// the direction of writing or end a line, and those that cannot be seen. Joiners, which some scripts need, are fine.
+pub(crate) fn misleads(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            // Marks, embeddings, overrides and isolates of direction.
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+            // Separators of lines and paragraphs.
+            | '\u{2028}' | '\u{2029}'
+            // What cannot be seen.
+            | '\u{ad}' | '\u{34f}' | '\u{180e}' | '\u{200b}' | '\u{2060}'..='\u{2065}' | '\u{206a}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// Returns a document with what would [mislead](misleads) written as JSON writes it: the same document.
+pub(crate) fn plain_json(text: String) -> String {
+    // Indentation alone has such characters outside of texts.
+    let is_escaped = |c: char| misleads(c) && c != '\n';
+    if !text.contains(is_escaped) {
+        return text;
+    }
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_escaped(c) {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| plain.push_str(&format!("\\u{unit:04x}")));
+        } else {
+            plain.push(c);
+        }
+    }
+    plain
 }
 
 /// Returns why a checkpoint was made.
@@ -192,5 +224,34 @@ mod tests {
         assert_eq!(value(&json!({"a": "b\n"})), r#"{"a":"b\n"}"#);
         assert_eq!(value(&json!("x".repeat(100))), format!("\"{}…", "x".repeat(59)));
         assert_eq!(plain("a\u{1b}[31m\u{9b}é"), "a\\u{1b}[31m\\u{9b}é");
+    }
+
+    #[test]
+    fn what_lets_a_text_look_like_another_is_shown() {
+        let ranges = [
+            ('\u{202a}', '\u{202e}'),
+            ('\u{2066}', '\u{2069}'),
+            ('\u{2028}', '\u{2029}'),
+            ('\u{200b}', '\u{200b}'),
+        ];
+        for c in ranges.into_iter().flat_map(|(first, last)| first..=last).chain([
+            '\u{61c}',
+            '\u{feff}',
+            '\u{e0041}',
+        ]) {
+            assert_eq!(plain(&format!("a{c}b")), format!("a\\u{{{:x}}}b", u32::from(c)));
+        }
+        let family = "👩\u{200d}👩\u{200d}👧 می\u{200c}خواهم";
+        assert_eq!(plain(family), family);
+    }
+
+    #[test]
+    fn a_document_is_the_same_and_misleads_nobody() {
+        let value = json!({"a\u{202e}": "\u{9b}31m \u{2028} \u{e0041} é\n\u{7f}"});
+        for text in [value.to_string(), format!("{value:#}")] {
+            let plain = plain_json(text);
+            assert!(!plain.contains(|c| misleads(c) && c != '\n'), "{plain}");
+            assert_eq!(serde_json::from_str::<Value>(&plain).unwrap(), value);
+        }
     }
 }
