@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use retake::workflow::{Effect, Node, NodeKind, Problem, Workflow, WorkflowError};
+use retake::workflow::{Effect, Node, NodeKind, Problem, Template, Workflow, WorkflowError};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -106,5 +106,23 @@ fn warnings(workflow: &Workflow) -> Vec<String> {
             "node `{name}` calls the closure `{call}`, which only a Rust program that registers it can run"
         )
     };
-    calls.map(warning).chain(unused).collect()
+    let nodes = workflow.definition().nodes.iter();
+    let unquoted = nodes.flat_map(|(name, node)| {
+        let kinds = std::iter::once(&node.kind).chain(node.compensate.as_deref());
+        kinds.flat_map(move |kind| unquoted(name, kind))
+    });
+    calls.map(warning).chain(unused).chain(unquoted).collect()
+}
+
+/// Returns what a command holds that whoever wrote the value could make another command of.
+fn unquoted(name: &str, kind: &NodeKind) -> Vec<String> {
+    let NodeKind::Run(run) = kind else { return Vec::new() };
+    let Ok(command) = Template::parse(&run.command) else { return Vec::new() };
+    let warning = |expression: &str| {
+        format!(
+            "node `{name}` puts `{expression}` into its command, where the shell runs what it says: write \
+             `${{{{ {expression} | quote }}}}` outside of quotes, or use `env`"
+        )
+    };
+    command.unquoted().map(warning).collect()
 }

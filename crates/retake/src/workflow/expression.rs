@@ -16,6 +16,7 @@ pub use evaluation::{Field, Root, Scope};
 pub use mention::Mention;
 
 use crate::execution::Subject;
+use mention::Found;
 
 /// What one expression may spend: about this many steps.
 pub const FUEL: u64 = 100_000;
@@ -45,6 +46,7 @@ struct Compiled {
     /// What the expression is, where it is nothing but a name: then its value needs no translation.
     name: Option<(Subject, Field)>,
     mentions: Vec<Mention>,
+    is_one_word: bool,
 }
 
 /// An expression that cannot be read, or that has no value.
@@ -209,6 +211,15 @@ impl Template {
         }
     }
 
+    /// Returns the expressions whose values a shell would read as more than one word: those that end neither with the
+    /// filter `quote` nor with one that gives a number.
+    pub fn unquoted(&self) -> impl Iterator<Item = &str> {
+        self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Expression(compiled) if !compiled.is_one_word => Some(compiled.source.as_str()),
+            Piece::Expression(_) | Piece::Text(_) => None,
+        })
+    }
+
     /// Returns the value as text; one that is not text becomes JSON.
     ///
     /// # Errors
@@ -240,11 +251,11 @@ impl Compiled {
         if source.trim().is_empty() {
             return Err(ExpressionError::syntax("an expression is missing", at));
         }
-        let (mentions, name) = mention::find(source, at.start)?;
+        let Found { mentions, name, is_one_word } = mention::find(source, at.start)?;
         let body = ENVIRONMENT
             .compile_expression_owned(source.to_owned())
             .map_err(|error| mention::syntax_error(&error, source, at.start))?;
-        Ok(Self { source: source.trim().to_owned(), body, name, mentions })
+        Ok(Self { source: source.trim().to_owned(), body, name, mentions, is_one_word })
     }
 
     fn evaluate(&self, scope: &Arc<dyn Scope>) -> Result<Value, ExpressionError> {

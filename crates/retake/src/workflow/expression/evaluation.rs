@@ -216,6 +216,17 @@ fn from_json(value: Value) -> minijinja::Value {
     }
 }
 
+/// Returns a value as it stands inside of a text.
+pub(super) fn text_of(value: &minijinja::Value) -> Result<String, minijinja::Error> {
+    if let Some(text) = value.as_str() {
+        return Ok(text.to_owned());
+    }
+    into_json(value, 0).map(|value| value.to_string()).map_err(|problem| match problem {
+        NotJson::Undefined => ErrorKind::UndefinedError.into(),
+        NotJson::Other(problem) => minijinja::Error::new(ErrorKind::InvalidOperation, problem),
+    })
+}
+
 enum NotJson {
     Undefined,
     Other(String),

@@ -39,11 +39,24 @@ const TESTS: [&str; 41] = [
 ];
 
 /// The filter `quote`: the text as one word of a POSIX shell.
-pub(super) fn quote(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
+///
+/// What is not text becomes JSON, as it does inside of a text.
+pub(super) fn quote(value: &minijinja::Value) -> Result<String, minijinja::Error> {
+    let text = super::evaluation::text_of(value)?;
+    Ok(format!("'{}'", text.replace('\'', r"'\''")))
 }
 
-type Found = (Vec<Mention>, Option<(Subject, Field)>);
+/// The filters whose values are one harmless word, whatever they are given.
+const ONE_WORD: [&str; 5] = ["quote", "int", "float", "length", "count"];
+
+/// What an expression is, before it is evaluated.
+pub(super) struct Found {
+    pub(super) mentions: Vec<Mention>,
+    /// What it is, if it is nothing but a name.
+    pub(super) name: Option<(Subject, Field)>,
+    /// Whether its value is one word for a shell, so that it cannot become a command.
+    pub(super) is_one_word: bool,
+}
 
 /// Returns what `source` mentions, and what it is if it is nothing but a name. `offset` is where it stands in its
 /// text.
@@ -64,7 +77,16 @@ pub(super) fn find(source: &str, offset: usize) -> Result<Found, ExpressionError
         }
         _ => None,
     };
-    Ok((finder.mentions, name))
+    let is_one_word = is_one_word(&expression);
+    Ok(Found { mentions: finder.mentions, name, is_one_word })
+}
+
+fn is_one_word(expression: &ast::Expr<'_>) -> bool {
+    if let ast::Expr::Filter(filter) = expression {
+        return ONE_WORD.contains(&filter.name);
+    }
+    matches!(expression, ast::Expr::Const(_))
+        || path(expression).is_some_and(|path| path.names == ["execution", "id"])
 }
 
 pub(super) fn syntax_error(error: &minijinja::Error, source: &str, offset: usize) -> ExpressionError {

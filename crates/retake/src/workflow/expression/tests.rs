@@ -272,3 +272,25 @@ fn every_text_inside_a_value_is_evaluated() {
 fn quote_makes_one_word_for_a_shell() {
     assert_eq!(value(r#"${{ "it's; rm -rf /" | quote }}"#), json!(r"'it'\''s; rm -rf /'"));
 }
+
+#[test]
+fn quote_takes_what_is_no_text_as_json() {
+    assert_eq!(value(r#"${{ [1, "it's"] | quote }}"#), json!(r#"'[1,"it'\''s"]'"#));
+    assert_eq!(value("${{ 7 | quote }}"), json!("'7'"));
+    assert_eq!(value("${{ none | quote }}"), json!("'null'"));
+}
+
+#[test]
+fn only_what_is_one_word_is_quoted() {
+    for (text, unquoted) in [
+        ("echo ${{ inputs.topic | quote }} ${{ vars.a | int }} ${{ execution.id }} ${{ 'a b' }}", vec![]),
+        ("echo ${{ inputs.topic }} ${{ vars.a }}", vec!["inputs.topic", "vars.a"]),
+        ("${{ vars.a ~ vars.a | quote }}", vec!["vars.a ~ vars.a | quote"]),
+        ("${{ vars.a | quote | upper }}", vec!["vars.a | quote | upper"]),
+        ("${{ vars.a | quote if vars.a else vars.a }}", vec!["vars.a | quote if vars.a else vars.a"]),
+        ("${{ execution.name }}", vec!["execution.name"]),
+    ] {
+        let template = Template::parse(text).unwrap();
+        assert_eq!(template.unquoted().collect::<Vec<_>>(), unquoted, "{text}");
+    }
+}
