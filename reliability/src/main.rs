@@ -10,6 +10,7 @@ mod disk;
 mod full_disk;
 mod history;
 mod io_errors;
+mod kill;
 mod loss;
 mod power_cut;
 mod report;
@@ -61,6 +62,7 @@ const TRIALS: &[Trial] = &[
     Trial { name: "io-errors", run: io_errors::run },
     Trial { name: "bounds", run: bounds::trial },
     Trial { name: "full-disk", run: full_disk::run },
+    Trial { name: "kill", run: kill::run },
 ];
 
 const USAGE: &str = "\

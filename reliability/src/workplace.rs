@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -36,6 +36,11 @@ impl Workplace {
     /// Runs a command to its end.
     pub(crate) fn retake(&self, arguments: &[&str]) -> Outcome<Output> {
         Ok(self.command(arguments).output()?)
+    }
+
+    /// Starts a command, whose output is read once it has ended.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Outcome<Child> {
+        Ok(self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
     }
 
     /// Runs a command that must succeed. Returns the JSON document that it prints.

@@ -1,4 +1,4 @@
-//! The project's own tasks: `cargo xtask test`, `reliability`, `fuzz`, `bench` and `crash`.
+//! The project's own tasks: `cargo xtask test`, `reliability`, `fuzz` and `bench`.
 
 mod fuzz;
 
@@ -15,8 +15,7 @@ usage: cargo xtask TASK
                 faults, injected and counted; needs root
   fuzz [--seconds N] [--seed N]
                 every decoder on bytes grown to reach every branch, N seconds (60) each
-  bench [ARGS]  the ratios of docs/benchmarks.md, measured here and now
-  crash [KILLS] the crash test alone, with so many kills (1000)";
+  bench [ARGS]  the ratios of docs/benchmarks.md, measured here and now";
 
 /// Feature sets of the library beside the default one: each must build without warnings.
 const FEATURE_SETS: &[&str] = &["", "openapi", "store", "sqlite,testkit", "engine", "nodes,testkit,openapi"];
@@ -39,7 +38,6 @@ fn main() -> ExitCode {
             Some("bench") => cmd!(shell, "cargo run --release -p retake-bench -- {rest...}").run(),
             Some("reliability") => reliability(&shell, &rest),
             Some("fuzz") => fuzz(&shell, &rest),
-            Some("crash") => crash(&shell, rest.first().map_or("1000", String::as_str)),
             Some(_) | None => {
                 say(USAGE);
                 std::process::exit(2);
@@ -140,11 +138,6 @@ fn no_driver_below_the_stores(shell: &Shell) -> xshell::Result<()> {
         }
     }
     Ok(())
-}
-
-fn crash(shell: &Shell, kills: &str) -> xshell::Result<()> {
-    let _kills = shell.push_env("RETAKE_KILLS", kills);
-    cmd!(shell, "cargo test --release -p retake-cli --test crash -- --nocapture").run()
 }
 
 #[expect(clippy::print_stderr, reason = "a task talks to whoever started it")]
