@@ -11,7 +11,7 @@ use retake::store::Seq;
 use rustix::process::{Pid, Signal};
 
 use crate::committing::{self, Telling};
-use crate::{Outcome, bounds, report};
+use crate::{Outcome, bounds, migration, report};
 
 /// The first argument of a child.
 pub(crate) const ARGUMENT: &str = "child";
@@ -36,6 +36,8 @@ const CHILDREN: &[(&str, Named)] = &[
     (bounds::large::CHILD, bounds::large::child),
     (bounds::many::CHILD, bounds::many::child),
     (bounds::memory::CHILD, bounds::memory::child),
+    (migration::CHILD, migration::child),
+    (migration::PIECEMEAL_CHILD, migration::piecemeal_child),
 ];
 
 /// What a child does.

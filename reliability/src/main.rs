@@ -12,6 +12,7 @@ mod history;
 mod io_errors;
 mod kill;
 mod loss;
+mod migration;
 mod power_cut;
 mod report;
 mod workplace;
@@ -60,6 +61,7 @@ struct Trial {
 const TRIALS: &[Trial] = &[
     Trial { name: "power-cut", run: power_cut::run },
     Trial { name: "io-errors", run: io_errors::run },
+    Trial { name: "migration", run: migration::run },
     Trial { name: "bounds", run: bounds::trial },
     Trial { name: "full-disk", run: full_disk::run },
     Trial { name: "kill", run: kill::run },
