@@ -6,6 +6,7 @@ mod chain;
 mod damage;
 mod encryption;
 mod formats;
+mod hostile;
 mod moving;
 mod opening;
 mod processes;

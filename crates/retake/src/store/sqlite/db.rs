@@ -22,6 +22,8 @@ const STATEMENTS_MAX: usize = 128;
 const FREED_PAGES_MAX: u64 = 1 << 32;
 
 /// A connection to a store's file.
+///
+/// Every statement is a `&'static str`, so that none can be built of what somebody wrote: values are bound.
 #[derive(Debug)]
 pub(super) struct Db {
     connection: Connection,
