@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
-use std::ops::{Bound, Range};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
@@ -32,7 +32,6 @@ pub(in crate::engine) struct Masks(Mutex<Known>);
 struct Known {
     /// The name of the secret that a form is of, and whether it is long enough to be refused.
     forms: BTreeMap<String, (Arc<str>, bool)>,
-    longest: usize,
     /// Finds them all at once; made anew when there are more.
     search: Option<Arc<AhoCorasick>>,
 }
@@ -54,7 +53,6 @@ impl Masks {
         let name: Arc<str> = name.into();
         let is_long = value.len() >= REFUSED_BYTES_MIN;
         for form in forms(value).into_iter().filter(|form| form.len() >= MASKED_BYTES_MIN) {
-            known.longest = known.longest.max(form.len());
             known.forms.entry(form).or_insert_with(|| (Arc::clone(&name), is_long));
             known.search = None;
         }
@@ -95,13 +93,16 @@ impl Masks {
     /// Returns how much of a text that goes on can be told apart from a secret: after that, one may have begun.
     #[cfg(feature = "nodes")]
     pub(in crate::engine) fn settled(&self, text: &str) -> usize {
+        use std::ops::Bound;
+
         let found = self.found(text);
         let known = self.known();
+        let longest = known.forms.keys().map(String::len).max().unwrap_or(0);
         let is_begin = |rest: &str| {
             let mut after = known.forms.range::<str, _>((Bound::Excluded(rest), Bound::Unbounded));
             after.next().is_some_and(|(form, _)| form.starts_with(rest))
         };
-        let from = text.len().saturating_sub(known.longest.saturating_sub(1));
+        let from = text.len().saturating_sub(longest.saturating_sub(1));
         let open = (from..text.len()).find(|at| text.is_char_boundary(*at) && is_begin(&text[*at..]));
         let open = open.unwrap_or(text.len());
         found.into_iter().find(|range| range.contains(&open)).map_or(open, |range| range.start)
