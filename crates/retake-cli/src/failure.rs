@@ -151,6 +151,9 @@ impl From<StoreError> for Failure {
             StoreError::Conflict(Conflict::Leased { .. }) => {
                 (Code::Conflict, Some("wait until it ends, or stop it with `retake pause RUN`"))
             }
+            StoreError::Conflict(Conflict::InUse { .. }) => {
+                (Code::Conflict, Some("end the other retake processes, then try again"))
+            }
             StoreError::Conflict(_) => (Code::Conflict, Some("look at `retake log RUN`, then try again")),
             StoreError::Corrupt { .. } => (Code::Store, Some("`retake doctor` looks at every record")),
             StoreError::Key { .. } => (Code::Store, Some("name the key's place by `--key` or RETAKE_KEY")),

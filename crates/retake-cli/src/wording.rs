@@ -149,6 +149,7 @@ pub(crate) fn cause(cause: &Cause) -> String {
         Cause::Undo { operation } => format!("undo of operation {operation}"),
         Cause::Redo { operation } => format!("redo of operation {operation}"),
         Cause::Prune { removed } => format!("pruned {}", count(*removed, "checkpoint")),
+        Cause::Repair { from, .. } => format!("repair of @{from}"),
         Cause::Compensate { node } => format!("compensate {node}"),
         Cause::Fork { origin } => format!("fork at @{}", origin.seq),
         Cause::Start

@@ -17,6 +17,7 @@ mod error;
 mod history;
 mod memory;
 mod record;
+mod repair;
 mod sharing;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -42,6 +43,7 @@ pub use record::{
     NewCheckpoint, NewExecution, NewOperation, NewWorkflow, Note, OperationRecord, Origin, Report, Request,
     Seq,
 };
+pub use repair::{HeadFate, RecordFate, Repair, RepairMode, RepairedExecution};
 pub use sharing::context_sharing;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{FORMAT, Options, SqliteStore, Stats};

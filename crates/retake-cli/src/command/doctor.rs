@@ -1,4 +1,6 @@
-//! `retake doctor`: looks at every record of the store.
+//! `retake doctor`: looks at every record of the store, and repairs it where that is asked for.
+
+mod fix;
 
 use std::process::ExitCode;
 
@@ -12,10 +14,24 @@ use crate::wording;
 
 /// Read and verify every record of the store.
 #[derive(Debug, Args)]
-pub(crate) struct Doctor {}
+pub(crate) struct Doctor {
+    /// Put a sound store with all that can be read in the place of a damaged one, which is kept beside it
+    ///
+    /// A run whose newest checkpoint is damaged falls back to the newest intact one, and what ran since runs again. Nobody
+    /// else may have the store open. A sound store is left as it is.
+    #[arg(long)]
+    fix: bool,
+
+    /// With --fix: show what would be kept and lost, and write nothing
+    #[arg(long, requires = "fix")]
+    dry_run: bool,
+}
 
 impl Doctor {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
+        if self.fix {
+            return fix::execute(app, self.dry_run);
+        }
         let path = app.store_file()?;
         let bytes = app.stored_bytes()?;
         let report = app.store()?.check().await?;
@@ -49,6 +65,10 @@ impl Doctor {
             ));
             report.problems.iter().for_each(|problem| app.output.line(wording::plain(problem)));
             app.output.line(if is_sound { "the store is sound" } else { "the store is damaged" });
+            if !is_sound && path.is_some() {
+                let look = app.command_line("doctor --fix --dry-run");
+                app.output.note(format!("`{look}` shows what can be kept, and without `--dry-run` keeps it"));
+            }
         }
         Ok(if is_sound { ExitCode::SUCCESS } else { Code::Store.exit() })
     }

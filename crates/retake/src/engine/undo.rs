@@ -168,6 +168,7 @@ impl<'o> Log<'o> {
                 | Cause::Finish
                 | Cause::Compensate { .. }
                 | Cause::Fork { .. }
+                | Cause::Repair { .. }
                 | Cause::Prune { .. } => {}
             }
         }

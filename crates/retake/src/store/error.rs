@@ -162,6 +162,13 @@ pub enum Conflict {
         found: u64,
     },
 
+    /// Somebody has the store open, where it must be nobody else.
+    #[error("{location} is open in another process")]
+    InUse {
+        /// The store.
+        location: String,
+    },
+
     /// The name belongs to another execution.
     #[error("the name `{0}` is taken")]
     NameTaken(String),
@@ -175,7 +182,9 @@ impl StoreError {
     /// Tells whether the same call may succeed later without anybody changing it.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Full { .. } | Self::Io { .. } | Self::Conflict(Conflict::Leased { .. }) => true,
+            Self::Full { .. }
+            | Self::Io { .. }
+            | Self::Conflict(Conflict::Leased { .. } | Conflict::InUse { .. }) => true,
             Self::NoExecution(_)
             | Self::NoPoint { .. }
             | Self::Pruned { .. }

@@ -197,6 +197,13 @@ pub enum Cause {
         /// Where.
         origin: Origin,
     },
+    /// The store was damaged and repaired: the newest intact point became the head, or points were lost behind it.
+    Repair {
+        /// The head that was.
+        from: Seq,
+        /// The points that were lost, oldest first; the newest 1,000 of them.
+        lost: Vec<Seq>,
+    },
     /// Somebody removed old checkpoints. It makes no checkpoint.
     Prune {
         /// How many.
@@ -227,6 +234,7 @@ impl Cause {
             Self::Edit => "edit",
             Self::Compensate { .. } => "compensate",
             Self::Fork { .. } => "fork",
+            Self::Repair { .. } => "repair",
             Self::Prune { .. } => "prune",
         }
     }

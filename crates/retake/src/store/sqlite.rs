@@ -25,6 +25,7 @@ mod owner;
 mod prune;
 mod query;
 mod reader;
+mod repair;
 mod row;
 mod schema;
 mod workflow;
@@ -50,8 +51,8 @@ use self::schema::Missing;
 use self::writer::{Aftermath, Job, Log, Outstanding, Writer};
 use super::{
     CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, History, HistoryPage, Image, Lease,
-    MasterKey, NewCheckpoint, NewExecution, Note, OperationRecord, Report, Request, Seq, Store, StoreError,
-    body,
+    MasterKey, NewCheckpoint, NewExecution, NewOperation, Note, OperationRecord, Repair, RepairMode, Report,
+    Request, Seq, Store, StoreError, body,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
@@ -185,6 +186,35 @@ impl SqliteStore {
             Guard::Checksums => false,
             Guard::Keys(_) => true,
         }
+    }
+
+    /// Reads all that can be read of a damaged store and, where that is asked for, puts it into a sound one in its place;
+    /// the damaged file stays beside it. A sound store is left as it is.
+    ///
+    /// An execution keeps its intact points under their numbers. Where its head is lost, a new point
+    /// ([`Cause::Repair`](super::Cause::Repair)) has the state of the newest intact one; what ran since runs again. Every
+    /// execution that lost something says so in its operation log, under `by`.
+    ///
+    /// The sound store takes the damaged one's place by one rename, after it has been checked and synced: a crash leaves
+    /// one or the other. Meanwhile nobody else can open the store. Costs the store, in time and in space beside it. Blocks.
+    ///
+    /// # Errors
+    /// [`Conflict::InUse`](super::Conflict::InUse) while anybody has it open, [`Conflict::Leased`](super::Conflict::Leased);
+    /// [`StoreError::NotAStore`] and [`StoreError::Corrupt`] where not even its tables, or the keyring of an encrypted one,
+    /// can be read; [`StoreError::Key`]. Nothing has changed then.
+    pub fn repair(
+        path: impl AsRef<Path>,
+        mode: RepairMode,
+        by: &NewOperation,
+        options: &Options,
+    ) -> Result<Repair, StoreError> {
+        let path = path.as_ref();
+        let absolute = std::path::absolute(path).map_err(|error| StoreError::Io {
+            location: path.display().to_string(),
+            action: "resolving its path",
+            source: Arc::new(error),
+        })?;
+        repair::repair(&absolute.into(), mode, by, options)
     }
 
     fn start(path: &Path, options: Options, missing: Missing) -> Result<Self, StoreError> {

@@ -136,6 +136,7 @@ async fn every_cause_and_state_comes_back(trial: Trial) {
         Cause::Redo { operation: 3 },
         Cause::Edit,
         Cause::Fork { origin },
+        Cause::Repair { from: 7, lost: vec![5, 6, 7] },
     ];
     let states = [
         ExecutionState::Running,

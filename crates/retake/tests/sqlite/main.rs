@@ -10,6 +10,7 @@ mod hostile;
 mod moving;
 mod opening;
 mod processes;
+mod repair;
 mod space;
 
 use std::path::{Path, PathBuf};

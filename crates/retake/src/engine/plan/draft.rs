@@ -83,6 +83,7 @@ impl<'a> Draft<'a> {
                 | Cause::Undo { .. }
                 | Cause::Redo { .. }
                 | Cause::Edit
+                | Cause::Repair { .. }
                 | Cause::Fork { .. },
                 None,
             ) => return Ok(false),

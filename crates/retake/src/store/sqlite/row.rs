@@ -179,7 +179,7 @@ impl ExecutionRow {
         )
     }
 
-    fn spot(id: ExecutionId) -> Spot {
+    pub(super) fn spot(id: ExecutionId) -> Spot {
         Spot { table: "executions", owner: id, number: 0 }
     }
 

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::db::Db;
 use super::guard::{self, Guard};
 use super::migration::MIGRATIONS;
-use crate::store::{MasterKey, StoreError};
+use crate::store::{Conflict, MasterKey, StoreError};
 
 /// The format that this version writes, and the newest that it reads.
 pub const FORMAT: u32 = 2;
@@ -32,7 +32,7 @@ const ROW_BYTES_MAX: i32 = 260 * 1024 * 1024;
 const OPEN_ATTEMPTS_MAX: u32 = 100;
 
 /// How long one such attempt waits for the other process.
-const OPEN_BUSY: Duration = Duration::from_millis(100);
+pub(super) const OPEN_BUSY: Duration = Duration::from_millis(100);
 
 /// How long to wait between two such attempts: SQLite does not wait at all where that could be a deadlock.
 const OPEN_PAUSE: Duration = Duration::from_millis(20);
@@ -81,6 +81,32 @@ pub(super) fn connect(path: &Arc<Path>, busy: Duration, guard: &Arc<Guard>) -> R
     let db = Db::new(open(path, flags)?, path, Arc::clone(guard));
     set_up(&db, busy)?;
     Ok(db)
+}
+
+/// Opens a connection to a file that nobody else has open, and keeps everybody else out for as long as it is open.
+/// Reading through it writes nothing, and closing it neither.
+pub(super) fn open_alone(path: &Arc<Path>, masters: &[MasterKey]) -> Result<Db, StoreError> {
+    look(path, Missing::Refuse)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Db::new(open(path, flags)?, path, Arc::new(Guard::Checksums));
+    db.checkpoint_on_close(false)?;
+    db.busy_timeout(OPEN_BUSY)?;
+    // Before the first look: the index of the log is then kept in memory, and not in a file that others use.
+    db.script("PRAGMA locking_mode = EXCLUSIVE; PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = MEMORY;")?;
+    match recognised(&db) {
+        Ok(FORMAT) => {
+            let guard = guard::find(&db, masters)?;
+            Ok(db.guarded(guard))
+        }
+        Ok(found) => {
+            let why = format!(
+                "it has format {found}: open it once with any other command, which brings it up to date"
+            );
+            Err(not_a_store(path, &why))
+        }
+        Err(error) if is_busy(&error) => Err(Conflict::InUse { location: path.display().to_string() }.into()),
+        Err(error) => Err(error),
+    }
 }
 
 fn open(path: &Arc<Path>, flags: OpenFlags) -> Result<Connection, StoreError> {
