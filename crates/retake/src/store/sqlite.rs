@@ -209,12 +209,13 @@ impl SqliteStore {
         options: &Options,
     ) -> Result<Repair, StoreError> {
         let path = path.as_ref();
-        let absolute = std::path::absolute(path).map_err(|error| StoreError::Io {
+        // SQLite keeps the log beside the file itself, wherever links to it are.
+        let file = std::fs::canonicalize(path).map_err(|error| StoreError::Io {
             location: path.display().to_string(),
             action: "resolving its path",
             source: Arc::new(error),
         })?;
-        repair::repair(&absolute.into(), mode, by, options)
+        repair::repair(&file.into(), mode, by, options)
     }
 
     fn start(path: &Path, options: Options, missing: Missing) -> Result<Self, StoreError> {

@@ -349,3 +349,55 @@ async fn an_execution_whose_points_are_all_lost_is_named_and_the_others_stay() {
     let lease = store.lease(other, Duration::from_secs(1)).await.unwrap();
     assert_eq!(lease.fence, 1);
 }
+
+#[tokio::test]
+async fn any_flipped_byte_is_repaired_or_refused_and_never_a_wrong_state() {
+    let (_directory, path) = place();
+    let (id, states) = talk(&path, 30).await;
+    let bytes = std::fs::read(&path).unwrap();
+    let (mut found, mut repaired) = (0, 0);
+    for place in (0..bytes.len()).step_by(797) {
+        let copy = path.with_file_name(format!("byte-{place}.db"));
+        let mut damaged = bytes.clone();
+        damaged[place] ^= 0x55;
+        std::fs::write(&copy, &damaged).unwrap();
+        let Ok(look) = repair(&copy, RepairMode::Look) else { continue };
+        assert!(std::fs::read(&copy).unwrap() == damaged, "a look with byte {place} flipped");
+        if look.problems.is_empty() {
+            continue;
+        }
+        found += 1;
+        if found % 8 != 0 {
+            continue;
+        }
+        let repair = fixed(&copy);
+        repaired += 1;
+        let store = SqliteStore::open(&copy).unwrap();
+        assert_eq!(store.check().await.unwrap().problems, Vec::<String>::new(), "byte {place}");
+        let told = only(&repair);
+        assert_eq!((told.id, &*told.name), (id, "talk"), "byte {place}");
+        for seq in seqs(&store, id).await.into_iter().filter(|seq| *seq <= 30) {
+            assert!(store.state(id, seq).await.unwrap() == states[&seq], "@{seq} with byte {place} flipped");
+        }
+    }
+    assert!(found > 40 && repaired >= 5, "{found} found, {repaired} repaired");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn the_new_file_belongs_to_whom_the_old_one_did_and_a_link_still_leads_to_it() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let (_directory, path) = place();
+    let elsewhere = path.parent().unwrap().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let file = elsewhere.join("real.db");
+    let (id, _) = talk(&file, 10).await;
+    tamper(&file, "DELETE FROM keyframes; UPDATE deltas SET body = x'00' WHERE key = 10");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    symlink(&file, &path).unwrap();
+    let kept = fixed(&path).damaged.unwrap();
+    assert_eq!(kept.parent(), Some(std::fs::canonicalize(&elsewhere).unwrap().as_path()));
+    assert!(std::fs::symlink_metadata(&path).unwrap().is_symlink());
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(SqliteStore::open(&path).unwrap().require(id).await.unwrap().head, 11);
+}

@@ -75,6 +75,7 @@ impl Fresh {
     ) -> Result<Self, StoreError> {
         let end = format!(".repair-{}", options.clock.new_id().simple());
         let fresh = Self { path: beside(path, &end).into() };
+        belong_alike(path, &fresh.path).map_err(|error| failed(&fresh.path, "creating", error))?;
         let db = schema::prepare(&fresh.path, Missing::Create, &options.keys)?;
         for (told, history) in salvaged {
             let Some(history) = history else { continue };
@@ -144,6 +145,21 @@ impl Drop for Fresh {
             drop(std::fs::remove_file(beside(&self.path, end)));
         }
     }
+}
+
+/// Makes an empty file that belongs to whom another one does, and that nobody else can read; SQLite makes the log like it.
+fn belong_alike(model: &Path, path: &Path) -> io::Result<()> {
+    let file = File::create_new(path)?;
+    let wanted = std::fs::metadata(model)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{MetadataExt, fchown};
+        let found = file.metadata()?;
+        if (found.uid(), found.gid()) != (wanted.uid(), wanted.gid()) {
+            fchown(&file, Some(wanted.uid()), Some(wanted.gid()))?;
+        }
+    }
+    file.set_permissions(wanted.permissions())
 }
 
 /// Imports a history in a transaction of its own. One whose name is taken gets another: two rows can only say the same

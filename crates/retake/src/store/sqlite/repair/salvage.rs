@@ -180,9 +180,15 @@ impl<'a> Salvage<'a> {
         }
         let newest = points.newest().max(operations.last().map_or(0, |operation| operation.after));
         let head = match &record {
-            Some(record) => record.head.max(newest),
-            None => hints.head.filter(|head| *head <= newest + HEAD_AHEAD_MAX).unwrap_or(0).max(newest),
+            Some(record) => record.head,
+            None => {
+                let ahead = newest.saturating_add(HEAD_AHEAD_MAX);
+                let unknown = points.unknown.range(..=ahead).next_back().copied();
+                let told = hints.head.filter(|head| *head <= ahead);
+                newest.max(unknown.unwrap_or(0)).max(told.unwrap_or(0))
+            }
         };
+        points.cut_to(head);
         if !points.intact.contains_key(&head)
             && points.stateless.iter().all(|record| record.seq != head)
             && head > 0
@@ -480,13 +486,17 @@ impl Points {
         self.intact.is_empty() && self.stateless.is_empty() && self.unknown.is_empty()
     }
 
+    /// Returns the newest point whose row is intact.
     fn newest(&self) -> Seq {
-        let newest = [
-            self.intact.last_key_value().map(|(seq, _)| *seq),
-            self.stateless.iter().map(|record| record.seq).max(),
-            self.unknown.last().copied(),
-        ];
-        newest.into_iter().flatten().max().unwrap_or(0)
+        let intact = self.intact.last_key_value().map(|(seq, _)| *seq);
+        intact.max(self.stateless.iter().map(|record| record.seq).max()).unwrap_or(0)
+    }
+
+    /// Forgets what would lie beyond the head: a row with a damaged number.
+    fn cut_to(&mut self, head: Seq) {
+        self.intact.retain(|seq, _| *seq <= head);
+        self.stateless.retain(|record| record.seq <= head);
+        self.unknown.retain(|seq| *seq <= head);
     }
 
     /// Gives up points whose state is not what this library writes: the newest until one is, and those with a label.
