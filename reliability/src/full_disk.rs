@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use retake::clock::{Clock, SystemClock};
@@ -32,6 +32,19 @@ const REFUSED_WITHIN: Duration = Duration::from_secs(10);
 
 /// What the exit code of a failing store is.
 const STORE: i32 = 6;
+
+/// What cannot be done to a store that is read-only.
+const WRITING: [&[&str]; 5] = [
+    &["run", "workflow.yaml", "--json"],
+    &["resume", "first", "--json"],
+    &["approve", "first", "ok", "--json"],
+    &["fork", "first", "--json"],
+    &["prune", "--keep", "1", "--json"],
+];
+
+/// What can.
+const READING: [&[&str]; 4] =
+    [&["ls", "--json"], &["log", "first", "--json"], &["show", "first", "--json"], &["doctor", "--json"]];
 
 /// The figures of the runs.
 #[derive(Debug, Default)]
@@ -156,31 +169,47 @@ fn read_only(report: &mut Report) -> Outcome<()> {
     let store = disk.path().join("store/retake.db");
     let place = Workplace::new("name: short\nnodes:\n  ok: { approval: Go? }\n", Some(store))?;
     place.retake(&["run", "workflow.yaml", "--name", "first"])?;
-    let _mount = ReadOnly::new(disk.path().join("store"))?;
+    let directory = disk.path().join("store");
+    let mount = ReadOnly::new(directory.clone())?;
     let clock = SystemClock::default();
     let mut slowest = Duration::ZERO;
     let mut refused = 0;
-    let commands: [&[&str]; 3] = [
-        &["run", "workflow.yaml", "--json"],
-        &["resume", "first", "--json"],
-        &["approve", "first", "ok", "--json"],
-    ];
-    for arguments in commands {
+    for arguments in WRITING {
         let begin = clock.now();
         let output = place.retake(arguments)?;
         slowest = slowest.max((clock.now() - begin).to_std().unwrap_or_default());
-        let error: Value = serde_json::from_slice(&output.stderr).unwrap_or_default();
-        let is_typed = output.status.code() == Some(STORE) && error["error"]["code"] == "store";
-        refused += usize::from(is_typed);
+        refused += usize::from(is_store_error(&output));
     }
-    let figure = format!(
-        "{refused} of {} commands refused, the slowest after {} ms",
-        commands.len(),
-        slowest.as_millis()
+    let figure = format!("{refused} of {} commands refused, the slowest after {slowest:.0?}", WRITING.len());
+    let held = refused == WRITING.len() && slowest < REFUSED_WITHIN;
+    report.promise("to write in a read-only directory is a store error", figure, held);
+
+    let count = |is_good: fn(&Output) -> bool| -> Outcome<usize> {
+        let mut good = 0;
+        for arguments in READING {
+            good += usize::from(is_good(&place.retake(arguments)?));
+        }
+        Ok(good)
+    };
+    let done = count(|output| output.status.success())?;
+    drop(mount);
+    // Never read: that there is a log is enough.
+    std::fs::write(directory.join("retake.db-wal"), "a log")?;
+    let _mount = ReadOnly::new(directory)?;
+    let refused = count(is_store_error)?;
+    let all = READING.len();
+    let figure = format!("{done} of {all} commands done; beside a log {refused} of {all} refused");
+    report.promise(
+        "a closed store in a read-only directory can be read",
+        figure,
+        (done, refused) == (all, all),
     );
-    let held = refused == commands.len() && slowest < REFUSED_WITHIN;
-    report.promise("a read-only directory is a store error", figure, held);
     Ok(())
+}
+
+fn is_store_error(output: &Output) -> bool {
+    let error: Value = serde_json::from_slice(&output.stderr).unwrap_or_default();
+    output.status.code() == Some(STORE) && error["error"]["code"] == "store"
 }
 
 /// A directory that nobody may write to until this is dropped.

@@ -10,6 +10,7 @@
 //! keeper does what no save must wait for. Several processes may have the same file open. Nothing here needs an
 //! asynchronous runtime.
 
+mod access;
 mod chain;
 mod check;
 mod commit;
@@ -42,6 +43,7 @@ use uuid::Uuid;
 
 pub use schema::FORMAT;
 
+use self::access::Access;
 use self::commit::{Encoded, EncodedCommit};
 use self::db::Db;
 use self::guard::Guard;
@@ -117,6 +119,7 @@ pub struct SqliteStore {
 struct Shared {
     path: Arc<Path>,
     guard: Arc<Guard>,
+    access: Access,
     clock: Arc<dyn Clock>,
     owner: Owner,
     outstanding: Outstanding,
@@ -150,6 +153,9 @@ impl SqliteStore {
     }
 
     /// Opens the store in a file that must be there.
+    ///
+    /// Where its directory is read-only, a store that was closed can be read, and every write fails. Nobody may write it
+    /// by another way then.
     ///
     /// # Errors
     /// Those of [`open`](Self::open), and [`StoreError::Io`] where there is no file.
@@ -224,11 +230,12 @@ impl SqliteStore {
             move |error: std::io::Error| StoreError::Io { location, action, source: Arc::new(error) }
         };
         let absolute: Arc<Path> = std::path::absolute(path).map_err(failed("resolving its path"))?.into();
-        let db = schema::prepare(&absolute, missing, &options.keys)?;
+        let (db, access) = schema::prepare(&absolute, missing, &options.keys)?;
         let owner = Owner::new(options.clock.new_id(), &absolute);
         let shared = Arc::new(Shared {
             path: absolute,
             guard: Arc::clone(db.guard()),
+            access,
             clock: options.clock,
             owner,
             outstanding: Outstanding::default(),

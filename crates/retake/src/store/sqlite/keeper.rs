@@ -46,7 +46,7 @@ impl Keeper {
         for task in &self.tasks {
             let db = match connection.take() {
                 Some(db) => Ok(db),
-                None => schema::connect(&self.shared.path, BUSY_MAX, &self.shared.guard),
+                None => schema::connect(&self.shared.path, self.shared.access, BUSY_MAX, &self.shared.guard),
             };
             match (task, db) {
                 (Task::Keyframe(execution), Ok(db)) => {

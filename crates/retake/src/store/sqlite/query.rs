@@ -166,7 +166,7 @@ mod tests {
     fn forks_are_found_in_order_without_a_look_at_other_executions() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("retake.db").into();
-        let db = schema::prepare(&path, schema::Missing::Create, &[]).unwrap();
+        let (db, _) = schema::prepare(&path, schema::Missing::Create, &[]).unwrap();
         let plan = db.all(
             concat!("EXPLAIN QUERY PLAN ", forks!()),
             (None::<&str>, -1, [7_u8; 16]),

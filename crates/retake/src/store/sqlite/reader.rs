@@ -33,7 +33,7 @@ pub(super) fn run(shared: &Arc<Shared>, queue: &Arc<Mutex<mpsc::Receiver<Read>>>
     while let Some(read) = next() {
         let db = match connection.take() {
             Some(db) => Ok(db),
-            None => schema::connect(&shared.path, schema::BUSY_MAX, &shared.guard),
+            None => schema::connect(&shared.path, shared.access, schema::BUSY_MAX, &shared.guard),
         };
         read(db.as_ref().map_err(Clone::clone));
         // A connection that is still within a transaction is of no more use.

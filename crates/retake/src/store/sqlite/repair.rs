@@ -76,7 +76,7 @@ impl Fresh {
         let end = format!(".repair-{}", options.clock.new_id().simple());
         let fresh = Self { path: beside(path, &end).into() };
         belong_alike(path, &fresh.path).map_err(|error| failed(&fresh.path, "creating", error))?;
-        let db = schema::prepare(&fresh.path, Missing::Create, &options.keys)?;
+        let (db, _) = schema::prepare(&fresh.path, Missing::Create, &options.keys)?;
         for (told, history) in salvaged {
             let Some(history) = history else { continue };
             match put(&db, history) {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::access::{self, Access};
 use super::db::Db;
 use super::guard::{self, Guard};
 use super::migration::MIGRATIONS;
@@ -51,15 +52,30 @@ pub(super) enum Missing {
 
 /// Opens the file, makes it a store where it is empty, and brings an older format to this one.
 ///
-/// A file that this version must not touch is left byte for byte as it is. With master keys, a store without executions
-/// becomes an encrypted one.
-pub(super) fn prepare(path: &Arc<Path>, missing: Missing, masters: &[MasterKey]) -> Result<Db, StoreError> {
+/// A file that this version must not touch is left byte for byte as it is. One that must be there, and whose directory is
+/// read-only, is opened to be read. With master keys, a store without executions becomes an encrypted one.
+pub(super) fn prepare(
+    path: &Arc<Path>,
+    missing: Missing,
+    masters: &[MasterKey],
+) -> Result<(Db, Access), StoreError> {
     let found = rusqlite::version_number();
     if found < SQLITE_MIN {
         let why = format!("SQLite {found} is linked, and {SQLITE_MIN} is the oldest that is safe");
         return Err(failed(path, "checking the version of SQLite", io::Error::other(why)));
     }
     look(path, missing)?;
+    match settled(path, masters) {
+        Ok(db) => Ok((db, Access::Full)),
+        Err(_) if missing == Missing::Refuse && access::is_read_only_beside(path) => {
+            Ok((frozen(path, masters)?, Access::Frozen))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens the file, however many others make it into a store at the same moment.
+fn settled(path: &Arc<Path>, masters: &[MasterKey]) -> Result<Db, StoreError> {
     for _ in 1..OPEN_ATTEMPTS_MAX {
         match guarded(path, masters) {
             Err(error) if is_busy(&error) => std::thread::sleep(OPEN_PAUSE),
@@ -75,10 +91,31 @@ fn guarded(path: &Arc<Path>, masters: &[MasterKey]) -> Result<Db, StoreError> {
     Ok(db.guarded(guard))
 }
 
+/// Opens a file that cannot be written, where it has this format.
+fn frozen(path: &Arc<Path>, masters: &[MasterKey]) -> Result<Db, StoreError> {
+    let db = connect(path, Access::Frozen, BUSY_MAX, &Arc::new(Guard::Checksums))?;
+    let format = recognised(&db)?;
+    if format < FORMAT {
+        let why = format!("it has format {format}, and cannot be brought to {FORMAT} where it is read-only");
+        return Err(not_a_store(path, &why));
+    }
+    let guard = guard::find(&db, masters)?;
+    Ok(db.guarded(guard))
+}
+
 /// Opens a connection to a file that [`prepare`] has seen, with everything set that durability rests on.
-pub(super) fn connect(path: &Arc<Path>, busy: Duration, guard: &Arc<Guard>) -> Result<Db, StoreError> {
+pub(super) fn connect(
+    path: &Arc<Path>,
+    access: Access,
+    busy: Duration,
+    guard: &Arc<Guard>,
+) -> Result<Db, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Db::new(open(path, flags)?, path, Arc::clone(guard));
+    let connection = match access {
+        Access::Full => open(path, flags)?,
+        Access::Frozen => access::frozen(path)?,
+    };
+    let db = Db::new(connection, path, Arc::clone(guard));
     set_up(&db, busy)?;
     Ok(db)
 }

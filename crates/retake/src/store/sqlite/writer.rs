@@ -204,7 +204,8 @@ impl Writer {
     fn prove_log(&mut self) -> Result<(), StoreError> {
         // SQLite knows more of the log than is on the disk where it failed, and may be stuck within a transaction.
         if self.log == Log::Failed || !self.db.is_idle() {
-            self.db = schema::connect(&self.shared.path, schema::BUSY_MAX, &self.shared.guard)?;
+            self.db =
+                schema::connect(&self.shared.path, self.shared.access, schema::BUSY_MAX, &self.shared.guard)?;
         }
         if self.log == Log::Proven {
             return Ok(());
