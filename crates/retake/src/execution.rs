@@ -26,7 +26,7 @@ pub use result::{
     ExecutionResult, NodeExecutionResult, NodeMetrics, Read, Subject, TokenUsage, Write, WriteOp,
 };
 pub use storable::{DEPTH_MAX, Unstorable, VALUE_BYTES_MAX, check_checkpoint, check_value};
-pub(crate) use storable::{Step, dismantle, is_too_deep};
+pub(crate) use storable::{Step, copied, dismantle, is_too_deep};
 #[cfg(feature = "store")]
 pub(crate) use storable::{
     check_appended, check_base, check_compensation, check_result, check_spend, check_taken_back,

@@ -7,7 +7,7 @@
 use std::fmt::{self, Write as _};
 use std::sync::LazyLock;
 
-use serde_json::{Number, Value};
+use serde_json::{Map, Number, Value};
 
 use super::{Base, Compensation, Cost, ExecutionCheckpoint, Ledger, NodeExecutionResult, TakenBack, WriteOp};
 
@@ -149,6 +149,41 @@ pub(crate) fn dismantle(value: Value) {
             }
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
         }
+    }
+}
+
+/// Copies a value without recursion where it is nested deeper than what is kept.
+pub(crate) fn copied(value: &Value) -> Value {
+    if !is_too_deep(value) {
+        return value.clone();
+    }
+    let mut open: Vec<(Level<'_>, Value)> = Vec::new();
+    let mut at = value;
+    loop {
+        let mut done = match Level::of(at, 0) {
+            Some(level) => {
+                let empty = if at.is_array() { Value::Array(Vec::new()) } else { Value::Object(Map::new()) };
+                open.push((level, empty));
+                None
+            }
+            None => Some(at.clone()),
+        };
+        at = loop {
+            let Some((level, copy)) = open.last_mut() else { return done.unwrap_or_default() };
+            if let Some(part) = done.take() {
+                match (&mut *copy, &*level) {
+                    (Value::Object(entries), Level::Object { key: Some(key), .. }) => {
+                        entries.insert((*key).to_owned(), part);
+                    }
+                    (Value::Array(items), _) => items.push(part),
+                    _ => unreachable!("only lists and objects are open, and a part of an object has a key"),
+                }
+            }
+            match level.next() {
+                Some(inner) => break inner,
+                None => done = open.pop().map(|(_, copy)| copy),
+            }
+        };
     }
 }
 
@@ -394,7 +429,12 @@ mod tests {
             value = Value::Array(vec![value]);
         }
         assert!(check_value("vars.x", &value).unwrap_err().path.starts_with("vars.x[0][0]"));
+        dismantle(copied(&value));
         dismantle(value);
+        let mut deep = json!({"a": [1, {"b": null}], "c": nested(DEPTH_MAX), "d": {}});
+        assert_eq!(copied(&deep), deep);
+        deep["c"] = json!(1);
+        assert_eq!(copied(&deep), deep);
     }
 
     #[test]

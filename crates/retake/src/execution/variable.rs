@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::{dismantle, is_too_deep, read_exact};
+use super::{copied, dismantle, is_too_deep, read_exact};
 
 /// A JSON value that is cheap to copy and cheap to append to.
 ///
@@ -61,8 +61,8 @@ impl Variable {
     pub fn into_value(self) -> Value {
         match Arc::try_unwrap(self.0) {
             Ok(Shape::Whole(ref mut value)) => std::mem::take(value),
-            Ok(grown @ Shape::Grown(_)) => Self(Arc::new(grown)).value().clone(),
-            Err(shared) => Self(shared).value().clone(),
+            Ok(grown @ Shape::Grown(_)) => copied(Self(Arc::new(grown)).value()),
+            Err(shared) => copied(Self(shared).value()),
         }
     }
 
@@ -86,6 +86,13 @@ impl Variable {
     /// Costs the added value. Hands the value back with what was found where it cannot be appended.
     pub(super) fn append(&mut self, value: Value) -> Result<(), &'static str> {
         let added = match (self.kind(), value) {
+            // It cannot be saved, and no chain is to hold what the usual ways of copying and dropping recurse over.
+            (Kind::List, value) if is_too_deep(&value) => {
+                let mut whole = std::mem::replace(self, Self::from(Value::Null)).into_value();
+                Addition::Items(vec![value]).push_onto(&mut whole);
+                *self = Self::from(whole);
+                return Ok(());
+            }
             (Kind::List, value) => Addition::Items(vec![value]),
             (Kind::Text, Value::String(text)) => Addition::Text(text),
             (Kind::Text, _) => return Err("a text"),
@@ -129,6 +136,7 @@ impl Variable {
 
     fn suffix_after(&self, older: &Variable, start: usize) -> Option<Vec<Addition>> {
         match (older.value(), self.value()) {
+            (_, new) if is_too_deep(new) => None,
             (Value::Array(old), Value::Array(new)) if !old.is_empty() && new.starts_with(old) => {
                 Some(vec![Addition::Items(new[start..].to_vec())])
             }
@@ -144,10 +152,10 @@ impl Variable {
         let mut at = self;
         let mut whole = loop {
             match &*at.0 {
-                Shape::Whole(value) => break value.clone(),
+                Shape::Whole(value) => break copied(value),
                 Shape::Grown(growth) => {
                     if let Some(known) = growth.whole.get() {
-                        break known.clone();
+                        break copied(known);
                     }
                     additions.push(&growth.added);
                     at = growth.before.as_ref().expect("only a chain being dropped has no past");
@@ -406,6 +414,13 @@ mod tests {
         let older = grown.clone();
         grown.append(deep()).unwrap();
         assert_eq!(older.len(), Some(0));
-        drop(grown);
+        assert_eq!(grown.appended_since(&older), None);
+        let shared = grown.clone();
+        grown.append(json!(1)).unwrap();
+        assert_eq!(grown.value().as_array().unwrap().len(), 2);
+        drop(shared);
+        drop_flat(grown.into_value());
+        let mut longer = Value::Array(vec![json!("a"), deep()]);
+        assert_eq!(Variable::from(longer.take()).appended_since(&json!(["a"]).into()), None);
     }
 }
