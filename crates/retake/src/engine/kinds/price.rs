@@ -7,7 +7,7 @@ use rust_decimal::Decimal;
 use serde::Deserialize;
 
 use crate::engine::NodeError;
-use crate::execution::TokenUsage;
+use crate::execution::{ExactError, TokenUsage, parse_exact};
 use crate::workflow::Price;
 
 /// US dollars for a million tokens.
@@ -54,6 +54,9 @@ pub enum PricesError {
         "a list of prices is JSON such as {{\"as_of\": \"2026-01\", \"models\": {{\"MODEL\": {{\"input\": \"2.50\", \"output\": \"10.00\"}}}}}}"
     )]
     Shape(#[source] serde_json::Error),
+    /// It would not be taken as it is: a model stands in it twice, for example.
+    #[error("the list of prices is JSON that cannot be taken as it is")]
+    Inexact(#[source] ExactError),
     /// A price is not one.
     #[error("the price of model `{model}` cannot be used")]
     Price {
@@ -81,7 +84,11 @@ impl Prices {
     /// # Errors
     /// [`PricesError`] that names the model whose price is none.
     pub fn parse(text: &str) -> Result<Self, PricesError> {
-        let prices: Self = serde_json::from_str(text).map_err(PricesError::Shape)?;
+        let list = match parse_exact(text) {
+            Err(ExactError::NotJson(source)) => return Err(PricesError::Shape(source)),
+            list => list.map_err(PricesError::Inexact)?,
+        };
+        let prices: Self = serde_json::from_value(list).map_err(PricesError::Shape)?;
         for (model, price) in &prices.models {
             Rates::new(price).map_err(|source| PricesError::Price { model: model.clone(), source })?;
         }
@@ -191,6 +198,13 @@ mod tests {
         assert_eq!(error.to_string(), "the price of model `ours` cannot be used");
         assert!(matches!(Prices::parse("[]"), Err(PricesError::Shape(_))));
         assert!(matches!(Prices::parse(r#"{"as_of": "x", "model": {}}"#), Err(PricesError::Shape(_))));
+    }
+
+    #[test]
+    fn a_model_that_is_listed_twice_is_refused_and_neither_price_taken() {
+        let twice = r#"{"as_of": "x", "models": {"ours": {"input": "1", "output": "2"}, "ours": {"input": "3", "output": "4"}}}"#;
+        let Err(PricesError::Inexact(why)) = Prices::parse(twice) else { panic!("it was taken") };
+        assert_eq!(why.to_string(), "`models.ours` stands there twice: give it one value");
     }
 
     #[test]

@@ -30,8 +30,13 @@ pub(super) fn resolve(text: &str) -> Result<Value, &'static str> {
         return integer(digits, negative).ok_or(TOO_LARGE);
     }
     if is_float(digits) {
-        let number = text.parse().ok().and_then(Number::from_f64);
-        return number.map(Value::Number).ok_or("this number is larger than any that can be stored");
+        let number: f64 = text.parse().unwrap_or(f64::NAN);
+        let mantissa = digits.split(['e', 'E']).next().unwrap_or_default();
+        if number == 0.0 && mantissa.contains(|digit| matches!(digit, '1'..='9')) {
+            return Err("this number is smaller than any that can be stored, and is not zero");
+        }
+        let number = Number::from_f64(number).map(Value::Number);
+        return number.ok_or("this number is larger than any that can be stored");
     }
     Ok(Value::String(text.to_owned()))
 }
@@ -40,6 +45,10 @@ const TOO_LARGE: &str = "this integer does not fit into 64 bits";
 
 fn integer(digits: &str, negative: bool) -> Option<Value> {
     if negative {
+        // As JSON has it: no integer is a zero with a sign.
+        if digits.bytes().all(|digit| digit == b'0') {
+            return Some(Value::from(-0.0));
+        }
         return format!("-{digits}").parse::<i64>().ok().map(Value::from);
     }
     digits.parse::<u64>().ok().map(Value::from)
@@ -86,6 +95,8 @@ mod tests {
             ("-9223372036854775808", json!(i64::MIN)),
             ("18446744073709551615", json!(u64::MAX)),
             ("+7", json!(7)),
+            ("-0", json!(-0.0)),
+            ("0e-999", json!(0.0)),
             ("0x1F", json!(31)),
             ("0o17", json!(15)),
             ("1.5", json!(1.5)),
@@ -111,7 +122,7 @@ mod tests {
         {
             assert_eq!(resolve(text), Err(TOO_LARGE), "{text}");
         }
-        for text in [".inf", "-.inf", "+.Inf", ".nan", "1e999"] {
+        for text in [".inf", "-.inf", "+.Inf", ".nan", "1e999", "1e-999", "-.5e-400"] {
             assert!(resolve(text).is_err(), "{text}");
         }
     }
