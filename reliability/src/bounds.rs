@@ -1,6 +1,6 @@
 //! Bounds: many executions at once, values that are too large, and memory that comes to an end.
 
-mod cgroup;
+pub(crate) mod cgroup;
 pub(crate) mod large;
 pub(crate) mod many;
 pub(crate) mod memory;

@@ -11,7 +11,7 @@ use retake::store::Seq;
 use rustix::process::{Pid, Signal};
 
 use crate::committing::{self, Telling};
-use crate::{Outcome, bounds, migration, report};
+use crate::{Outcome, bounds, migration, poison, report};
 
 /// The first argument of a child.
 pub(crate) const ARGUMENT: &str = "child";
@@ -38,6 +38,8 @@ const CHILDREN: &[(&str, Named)] = &[
     (bounds::memory::CHILD, bounds::memory::child),
     (migration::CHILD, migration::child),
     (migration::PIECEMEAL_CHILD, migration::piecemeal_child),
+    (poison::CHILD, poison::child),
+    (poison::NAIVE, poison::naive),
 ];
 
 /// What a child does.

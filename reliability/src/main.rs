@@ -13,6 +13,7 @@ mod io_errors;
 mod kill;
 mod loss;
 mod migration;
+mod poison;
 mod power_cut;
 mod report;
 mod workplace;
@@ -65,6 +66,7 @@ const TRIALS: &[Trial] = &[
     Trial { name: "bounds", run: bounds::trial },
     Trial { name: "full-disk", run: full_disk::run },
     Trial { name: "kill", run: kill::run },
+    Trial { name: "poison", run: poison::trial },
 ];
 
 const USAGE: &str = "\

@@ -13,7 +13,7 @@ const SECOND: &str = "/sys/fs/cgroup";
 
 /// A group; dropping it removes it.
 #[derive(Debug)]
-pub(super) struct Cgroup {
+pub(crate) struct Cgroup {
     path: PathBuf,
     /// The file that counts who was killed for want of memory.
     events: &'static str,
@@ -21,7 +21,7 @@ pub(super) struct Cgroup {
 
 impl Cgroup {
     /// Makes a group whose processes may take so many bytes in all, and no swap.
-    pub(super) fn new(bytes_max: u64) -> Outcome<Self> {
+    pub(crate) fn new(bytes_max: u64) -> Outcome<Self> {
         let name = format!("retake-reliability-{}", std::process::id());
         let made = if Path::new(FIRST).is_dir() {
             Self::make(FIRST, &name, "memory.oom_control", |path| {
@@ -58,12 +58,12 @@ impl Cgroup {
         Ok(group)
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Returns how many of its processes were killed for want of memory.
-    pub(super) fn killed(&self) -> Outcome<u64> {
+    pub(crate) fn killed(&self) -> Outcome<u64> {
         let events = fs::read_to_string(self.path.join(self.events))?;
         let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
         Ok(count.ok_or("this system does not count who was killed for want of memory")?.trim().parse()?)
@@ -78,6 +78,6 @@ impl Drop for Cgroup {
 }
 
 /// Puts this process, and what it starts, into a group.
-pub(super) fn join(path: &Path) -> Outcome<()> {
+pub(crate) fn join(path: &Path) -> Outcome<()> {
     Ok(fs::write(path.join("cgroup.procs"), std::process::id().to_string())?)
 }

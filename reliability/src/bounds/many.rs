@@ -218,7 +218,7 @@ fn count(number: usize) -> f64 {
 }
 
 /// Returns the most memory that this process has had so far.
-fn peak_bytes() -> Outcome<u64> {
+pub(crate) fn peak_bytes() -> Outcome<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
     Ok(peak.ok_or("the system does not tell how much memory there was at the peak")?.parse::<u64>()? * 1024)
