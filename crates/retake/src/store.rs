@@ -46,7 +46,7 @@ pub use record::{
 pub use repair::{HeadFate, RecordFate, Repair, RepairMode, RepairedExecution};
 pub use sharing::context_sharing;
 #[cfg(feature = "sqlite")]
-pub use sqlite::{FORMAT, Options, SqliteStore, Stats};
+pub use sqlite::{DamagedLog, FORMAT, Options, SqliteStore, Stats};
 pub use state::{context, delta};
 pub use value::{DEPTH_MAX, VALUE_BYTES_MAX, decode, encode, hash};
 

@@ -20,6 +20,7 @@ mod keeper;
 mod lease;
 mod link;
 mod load;
+mod log;
 mod migration;
 mod moving;
 mod owner;
@@ -70,11 +71,29 @@ pub struct Options {
     /// Master keys of an encrypted store. Without any, a new store is not encrypted. The first seals a new store's own
     /// keys, the others only open.
     pub keys: Vec<MasterKey>,
+    /// What to do about a write-ahead log that is damaged in the middle.
+    pub damaged_log: DamagedLog,
+}
+
+/// What to do about a write-ahead log in the middle of which a piece is not what was written, so that the commits behind
+/// it cannot be read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DamagedLog {
+    /// Do not open the store, and leave its files as they are.
+    #[default]
+    Refuse,
+    /// Go on without these commits: the store is as it was before the first of them.
+    Cut,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { clock: Arc::new(SystemClock::default()), readers_max: 2, keys: Vec::new() }
+        Self {
+            clock: Arc::new(SystemClock::default()),
+            readers_max: 2,
+            keys: Vec::new(),
+            damaged_log: DamagedLog::Refuse,
+        }
     }
 }
 
@@ -138,8 +157,9 @@ impl SqliteStore {
     /// Opens the store in a file, which is created with its directory where there is none.
     ///
     /// # Errors
-    /// [`StoreError::NotAStore`], [`StoreError::NewerFormat`], [`StoreError::Key`] where it is encrypted, and [`StoreError::Io`] where the file cannot be read and
-    /// written. A file that is refused stays as it is.
+    /// [`StoreError::NotAStore`], [`StoreError::NewerFormat`], [`StoreError::Key`] where it is encrypted,
+    /// [`StoreError::Corrupt`] where SQLite would drop acknowledged commits of a damaged log, and [`StoreError::Io`] where
+    /// the file cannot be read and written. A file that is refused stays as it is.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         Self::open_with(path, Options::default())
     }
@@ -230,6 +250,9 @@ impl SqliteStore {
             move |error: std::io::Error| StoreError::Io { location, action, source: Arc::new(error) }
         };
         let absolute: Arc<Path> = std::path::absolute(path).map_err(failed("resolving its path"))?.into();
+        if options.damaged_log == DamagedLog::Refuse {
+            log::check(&absolute)?;
+        }
         let (db, access) = schema::prepare(&absolute, missing, &options.keys)?;
         let owner = Owner::new(options.clock.new_id(), &absolute);
         let shared = Arc::new(Shared {

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use retake::execution::ExecutionId;
-use retake::store::{Ask, Delta, NewOperation, Request, SqliteStore, Store, StoreExt};
+use retake::store::{
+    Ask, DamagedLog, Delta, NewOperation, Options, Request, SqliteStore, Store, StoreError, StoreExt,
+};
 use rusqlite::Connection;
 use uuid::Uuid;
 
@@ -144,4 +146,97 @@ async fn any_damaged_byte_of_the_file_is_no_panic_and_never_a_wrong_state() {
         }
         drop(store.check().await);
     }
+}
+
+/// What the frames of a log begin with, and what stands in front of the first.
+const FRAME: usize = 24 + 4_096;
+const LOG_HEAD: usize = 32;
+
+/// Copies a store whose log holds ten commits after the second point, as they are while it is open. Returns where to, and
+/// the bytes of the log.
+async fn at_work(from: &Path, to: &Path) -> (ExecutionId, Vec<u8>) {
+    let store = SqliteStore::open(from).unwrap();
+    let id = begin(&store, "brave-otter").await;
+    advance(&store, id, 2, 2).await;
+    store.compact().await.unwrap();
+    advance(&store, id, 3, 12).await;
+    std::fs::copy(from, to).unwrap();
+    (id, std::fs::read(from.with_extension("db-wal")).unwrap())
+}
+
+/// Returns the frames that end commits.
+fn commits(log: &[u8]) -> Vec<usize> {
+    let frames = log[LOG_HEAD..].chunks_exact(FRAME).enumerate();
+    frames.filter(|(_, frame)| frame[4..8] != [0; 4]).map(|(at, _)| at).collect()
+}
+
+#[tokio::test]
+async fn a_log_that_is_damaged_in_the_middle_is_refused_and_cut_only_on_request() {
+    let (_first, from) = place();
+    let (_second, path) = place();
+    let (id, log) = at_work(&from, &path).await;
+    let ends = commits(&log);
+    assert_eq!(ends.len(), 10);
+    let beside = path.with_extension("db-wal");
+    // In a page of the fourth commit, and in its last frame's checksum.
+    let last = LOG_HEAD + ends[3] * FRAME;
+    for place in [LOG_HEAD + (ends[2] + 1) * FRAME + 100, last + 20, last + 4_000] {
+        let mut damaged = log.clone();
+        damaged[place] ^= 4;
+        std::fs::write(&beside, &damaged).unwrap();
+        let error = SqliteStore::open(&path).unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Corrupt { record, .. } if record.ends_with("retake.db-wal")),
+            "{error}"
+        );
+        assert!(error.to_string().contains("commits behind it cannot be read without it"), "{error}");
+        assert_eq!(std::fs::read(&beside).unwrap(), damaged, "a log that is refused stays as it is");
+    }
+    let options = Options { damaged_log: DamagedLog::Cut, ..Options::default() };
+    let store = SqliteStore::open_with(&path, options).unwrap();
+    assert_eq!(store.execution(id).await.unwrap().unwrap().head, 5);
+    assert_eq!(step(&store.state(id, 5).await.unwrap()), "5");
+    assert_eq!(store.check().await.unwrap().problems, Vec::<String>::new());
+    drop(store);
+    assert_eq!(SqliteStore::open(&path).unwrap().execution(id).await.unwrap().unwrap().head, 5);
+}
+
+#[tokio::test]
+async fn a_log_without_its_head_is_refused() {
+    let (_first, from) = place();
+    let (_second, path) = place();
+    let (_, mut log) = at_work(&from, &path).await;
+    for place in [0, 9, 17, 30] {
+        log[place] ^= 1;
+        std::fs::write(path.with_extension("db-wal"), &log).unwrap();
+        let error = SqliteStore::open(&path).unwrap_err();
+        assert!(error.to_string().contains("its head is not what was written, and 10 commits"), "{error}");
+        log[place] ^= 1;
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_ends_as_after_a_power_cut_is_opened_up_to_its_last_whole_commit() {
+    let (_first, from) = place();
+    let (_second, path) = place();
+    let (id, log) = at_work(&from, &path).await;
+    let ends = commits(&log);
+    let beside = path.with_extension("db-wal");
+    let mut torn = log.clone();
+    torn[LOG_HEAD + (ends[8] + 1) * FRAME + 100] ^= 4;
+    // A commit whose first page is torn, one of which nothing but a part is there, and a log that ends in a commit.
+    for (bytes, head) in [
+        (&torn[..], 11),
+        (&log[..LOG_HEAD + ends[9] * FRAME + 77], 11),
+        (&log[..LOG_HEAD + (ends[4] + 1) * FRAME], 7),
+    ] {
+        let copy = path.with_file_name("copy.db");
+        std::fs::copy(&path, &copy).unwrap();
+        std::fs::write(copy.with_extension("db-wal"), bytes).unwrap();
+        let store = SqliteStore::open(&copy).unwrap();
+        assert_eq!(store.execution(id).await.unwrap().unwrap().head, head);
+        assert_eq!(step(&store.state(id, head).await.unwrap()), head.to_string());
+    }
+    std::fs::write(&beside, &log).unwrap();
+    assert_eq!(SqliteStore::open(&path).unwrap().execution(id).await.unwrap().unwrap().head, 12);
 }
