@@ -4,7 +4,8 @@ use std::path::Path;
 
 use retake::execution::ExecutionId;
 use retake::store::{
-    Ask, DamagedLog, Delta, NewOperation, Options, Request, SqliteStore, Store, StoreError, StoreExt,
+    Ask, DamagedLog, Delta, ExecutionFilter, NewOperation, Options, Request, SqliteStore, Store, StoreError,
+    StoreExt,
 };
 use rusqlite::Connection;
 use uuid::Uuid;
@@ -239,4 +240,91 @@ async fn a_log_that_ends_as_after_a_power_cut_is_opened_up_to_its_last_whole_com
     }
     std::fs::write(&beside, &log).unwrap();
     assert_eq!(SqliteStore::open(&path).unwrap().execution(id).await.unwrap().unwrap().head, 12);
+}
+
+/// A write that the disk acknowledged and lost leaves a row that is whole, and was true once.
+#[tokio::test]
+async fn an_execution_as_it_once_was_is_no_answer() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let id = begin(&store, "brave-otter").await;
+    drop(store);
+    let tamper = Connection::open(&path).unwrap();
+    tamper.execute_batch("CREATE TEMP TABLE once AS SELECT * FROM executions").unwrap();
+    let store = SqliteStore::open(&path).unwrap();
+    advance(&store, id, 2, 3).await;
+    tamper.execute_batch("INSERT OR REPLACE INTO executions SELECT * FROM once").unwrap();
+    let wanted = format!("execution {id} is damaged: its head is @1, and its newest point is @3");
+    assert_eq!(store.execution(id).await.unwrap_err().to_string(), wanted);
+    assert_eq!(store.executions(&ExecutionFilter::default()).await.unwrap_err().to_string(), wanted);
+    assert_eq!(store.state(id, 1).await.map(|_| ()).unwrap_err().to_string(), wanted);
+    assert_eq!(store.operations(id).await.unwrap_err().to_string(), wanted);
+    assert!(!store.check().await.unwrap().problems.is_empty());
+}
+
+#[tokio::test]
+async fn an_operation_that_is_missing_in_the_middle_is_named() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let id = begin(&store, "brave-otter").await;
+    for seq in 2..=4 {
+        let mut next = commit(id, seq - 1, Delta::default());
+        next.checkpoint.operation = Some(NewOperation { who: "ada".into(), command: "checkpoint".into() });
+        store.commit(next).await.unwrap();
+    }
+    let tamper = Connection::open(&path).unwrap();
+    tamper.execute_batch("DELETE FROM operations WHERE number = 2").unwrap();
+    let wanted = format!("operation 2 of execution {id} is damaged: it is missing");
+    assert_eq!(store.operations(id).await.unwrap_err().to_string(), wanted);
+    assert_eq!(store.check().await.unwrap().problems, [wanted]);
+}
+
+#[tokio::test]
+async fn a_row_that_an_index_does_not_name_is_reported() {
+    let (directory, path) = place();
+    furnished(&path).await;
+    let other = directory.path().join("other.db");
+    furnished(&other).await;
+    let tamper = Connection::open(&path).unwrap();
+    let root = |table: &str| -> i64 {
+        let sql = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+        tamper.query_row(sql, [table], |row| row.get(0)).unwrap()
+    };
+    // The page of an index, as it is in a store with another execution.
+    let page = usize::try_from(root("sqlite_autoindex_executions_1") - 1).unwrap() * 4_096;
+    drop(tamper);
+    let (mut bytes, others) = (std::fs::read(&path).unwrap(), std::fs::read(&other).unwrap());
+    bytes[page..page + 4_096].copy_from_slice(&others[page..page + 4_096]);
+    std::fs::write(&path, bytes).unwrap();
+    let problems = SqliteStore::open(&path).unwrap().check().await.unwrap().problems;
+    assert!(problems.iter().any(|problem| problem.contains("sqlite_autoindex_executions_1")), "{problems:?}");
+}
+
+#[tokio::test]
+async fn a_damaged_list_of_tables_and_a_page_past_the_end_are_damage_and_not_to_be_tried_again() {
+    let (directory, path) = place();
+    let id = furnished(&path).await;
+    let bytes = std::fs::read(&path).unwrap();
+    let copy = directory.path().join("copy.db");
+    std::fs::write(&copy, &bytes).unwrap();
+    let tamper = Connection::open(&copy).unwrap();
+    let rename =
+        "UPDATE sqlite_schema SET sql = replace(sql, ' fence ', ' gence ') WHERE name = 'executions'";
+    tamper.execute_batch(&format!("PRAGMA writable_schema = ON; {rename}")).unwrap();
+    assert_eq!(tamper.changes(), 1);
+    drop(tamper);
+    let error = SqliteStore::open(&copy).unwrap().execution(id).await.unwrap_err();
+    assert!(error.to_string().starts_with("the list of tables in "), "{error}");
+    assert!(!error.is_retryable());
+    std::fs::write(&copy, &bytes[..bytes.len() - 3 * 4_096 - 100]).unwrap();
+    let store = SqliteStore::open(&copy);
+    let errors = match &store {
+        Ok(store) => (1..=62).map(|seq| store.state(id, seq)).collect(),
+        Err(_) => Vec::new(),
+    };
+    for error in errors {
+        if let Err(error) = error.await {
+            assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
+        }
+    }
 }

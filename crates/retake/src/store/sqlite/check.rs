@@ -62,7 +62,8 @@ impl Check<'_> {
 
     fn structure(&mut self) {
         let found = self.db.all(
-            "SELECT * FROM pragma_quick_check LIMIT ?1",
+            // Not the quick one, which does not look whether the indexes name the rows that there are.
+            "SELECT * FROM pragma_integrity_check LIMIT ?1",
             [STRUCTURE_PROBLEMS_MAX],
             |_| "the file".to_owned(),
             |row| db::text(row, 0),
@@ -173,6 +174,8 @@ impl Check<'_> {
             );
             self.try_read(operation);
         }
+        let all = query::operations(self.db, execution.record.id);
+        self.try_read(all);
     }
 
     /// Looks at whether each point and each operation joins the one before it.

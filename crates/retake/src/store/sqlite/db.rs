@@ -275,6 +275,11 @@ pub(super) fn fault(path: &Path, action: &'static str, error: rusqlite::Error) -
     // What is written stays within the limits on values, so that only damage makes a row too big.
     if matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::TooBig)) {
         StoreError::Corrupt { record: location, why: error.to_string() }
+    } else if let rusqlite::Error::SqlInputError { msg, .. } = &error {
+        // Every statement is written in this program, and fits the tables that it makes.
+        StoreError::Corrupt { record: format!("the list of tables in {location}"), why: msg.clone() }
+    } else if is_cut_short(&error) {
+        StoreError::Corrupt { record: location, why: "it ends before a page that belongs to it".to_owned() }
     } else if code == Some(ErrorCode::NotADatabase) {
         StoreError::NotAStore { location, why: error.to_string() }
     } else if code == Some(ErrorCode::DiskFull)
@@ -304,6 +309,12 @@ pub(super) fn is_of_the_disk(error: &StoreError) -> bool {
         | StoreError::NotAStore { .. }
         | StoreError::Closed { .. } => false,
     }
+}
+
+/// Tells whether a page was asked for that lies behind the end of the file.
+fn is_cut_short(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    code == Some(rusqlite::ffi::SQLITE_IOERR_SHORT_READ)
 }
 
 /// Bytes by which the probe of [`no_room_beside`] goes past the log.

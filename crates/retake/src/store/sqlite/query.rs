@@ -34,12 +34,36 @@ fn seen(shared: &Shared, execution: ExecutionRow) -> ExecutionRecord {
     ExecutionRecord { leased_by, ..execution.record }
 }
 
+/// Reads an execution, and looks whether its head is its newest point: rows that came back as they once were are whole
+/// by themselves.
+fn current(db: &Db, id: ExecutionId) -> Result<Option<ExecutionRow>, StoreError> {
+    let execution = ExecutionRow::by_id(db, id)?;
+    execution.iter().try_for_each(|execution| check_head(db, execution))?;
+    Ok(execution)
+}
+
+fn check_head(db: &Db, execution: &ExecutionRow) -> Result<(), StoreError> {
+    let (id, head) = (execution.record.id, execution.record.head);
+    let newest = db.number(
+        "SELECT seq FROM checkpoints WHERE execution = ?1 ORDER BY seq DESC LIMIT 1",
+        [execution.key],
+    )?;
+    if newest.and_then(|newest| u64::try_from(newest).ok()) == Some(head) {
+        return Ok(());
+    }
+    let why = match newest {
+        Some(newest) => format!("its head is @{head}, and its newest point is @{newest}"),
+        None => format!("its head is @{head}, and it has no points"),
+    };
+    Err(StoreError::Corrupt { record: format!("execution {id}"), why })
+}
+
 pub(super) fn execution(
     db: &Db,
     shared: &Shared,
     id: ExecutionId,
 ) -> Result<Option<ExecutionRecord>, StoreError> {
-    Ok(ExecutionRow::by_id(db, id)?.map(|execution| seen(shared, execution)))
+    Ok(current(db, id)?.map(|execution| seen(shared, execution)))
 }
 
 pub(super) fn executions(
@@ -81,7 +105,15 @@ pub(super) fn executions(
             )
         }
     };
-    Ok(rows?.into_iter().map(|execution| seen(shared, execution)).collect())
+    let rows = rows?;
+    rows.iter().try_for_each(|execution| check_head(db, execution))?;
+    // The order comes from an index, which has no checksums: one that names a row twice is found here.
+    let order = |row: &ExecutionRow| (row.record.created_at, row.record.id);
+    if !rows.is_sorted_by(|newer, older| order(newer) > order(older)) {
+        let record = "the index of executions by their creation".to_owned();
+        return Err(StoreError::Corrupt { record, why: "it is not in order".to_owned() });
+    }
+    Ok(rows.into_iter().map(|execution| seen(shared, execution)).collect())
 }
 
 /// Returns the least and the greatest id that begins so, if one can.
@@ -109,7 +141,7 @@ pub(super) fn history(
     id: ExecutionId,
     page: HistoryPage,
 ) -> Result<Vec<CheckpointRecord>, StoreError> {
-    let Some(execution) = ExecutionRow::by_id(db, id)? else { return Ok(Vec::new()) };
+    let Some(execution) = current(db, id)? else { return Ok(Vec::new()) };
     let before = page.before.and_then(|before| i64::try_from(before).ok()).unwrap_or(i64::MAX);
     db.all(
         concat!(
@@ -139,13 +171,13 @@ pub(super) fn checkpoint(db: &Db, id: CheckpointId) -> Result<Option<CheckpointR
 }
 
 pub(super) fn state(db: &Db, id: ExecutionId, seq: Seq) -> Result<Image, StoreError> {
-    let execution = ExecutionRow::require(db, id)?;
+    let execution = current(db, id)?.ok_or(StoreError::NoExecution(id))?;
     chain::image(db, execution.point(db, seq)?.delta)
 }
 
 pub(super) fn operations(db: &Db, id: ExecutionId) -> Result<Vec<OperationRecord>, StoreError> {
-    let Some(execution) = ExecutionRow::by_id(db, id)? else { return Ok(Vec::new()) };
-    db.all(
+    let Some(execution) = current(db, id)? else { return Ok(Vec::new()) };
+    let operations = db.all(
         concat!(
             "SELECT ",
             operation_columns!(),
@@ -154,7 +186,15 @@ pub(super) fn operations(db: &Db, id: ExecutionId) -> Result<Vec<OperationRecord
         [execution.key],
         |row| format!("operation {} of execution {id}", db::shown(row, 1)),
         |row| row::operation(db, id, row),
-    )
+    )?;
+    // They are counted from 1, and none of them ever goes.
+    match (1_u64..).zip(operations.iter().rev()).find(|(number, operation)| *number != operation.number) {
+        None => Ok(operations),
+        Some((number, _)) => Err(StoreError::Corrupt {
+            record: format!("operation {number} of execution {id}"),
+            why: "it is missing".to_owned(),
+        }),
+    }
 }
 
 #[cfg(test)]
