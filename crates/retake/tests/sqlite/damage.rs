@@ -4,8 +4,8 @@ use std::path::Path;
 
 use retake::execution::ExecutionId;
 use retake::store::{
-    Ask, DamagedLog, Delta, ExecutionFilter, NewOperation, Options, Request, SqliteStore, Store, StoreError,
-    StoreExt,
+    Ask, DamagedLog, Delta, ExecutionFilter, HistoryPage, NewOperation, Options, Request, SqliteStore, Store,
+    StoreError, StoreExt,
 };
 use rusqlite::Connection;
 use uuid::Uuid;
@@ -298,6 +298,37 @@ async fn a_row_that_an_index_does_not_name_is_reported() {
     std::fs::write(&path, bytes).unwrap();
     let problems = SqliteStore::open(&path).unwrap().check().await.unwrap().problems;
     assert!(problems.iter().any(|problem| problem.contains("sqlite_autoindex_executions_1")), "{problems:?}");
+}
+
+#[tokio::test]
+async fn an_index_that_leads_to_another_row_is_no_answer() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let id = begin(&store, "brave-otter").await;
+    let point = store.history(id, HistoryPage::default()).await.unwrap()[0].id;
+    drop(store);
+    let tamper = Connection::open(&path).unwrap();
+    let root = |index: &str| -> i64 {
+        let sql = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+        tamper.query_row(sql, [index], |row| row.get(0)).unwrap()
+    };
+    let pages = [root("sqlite_autoindex_executions_1"), root("sqlite_autoindex_checkpoints_1")];
+    drop(tamper);
+    let mut bytes = std::fs::read(&path).unwrap();
+    for (page, id) in pages.into_iter().zip([id, point]) {
+        let start = usize::try_from(page - 1).unwrap() * 4_096;
+        let page = &mut bytes[start..start + 4_096];
+        let place = page.windows(16).position(|at| at == id.as_bytes()).unwrap();
+        page[place + 15] ^= 1;
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
+    let near = |id: Uuid| Uuid::from_u128(id.as_u128() ^ 1);
+    assert!(store.execution(near(id)).await.unwrap_err().to_string().contains(" is damaged: "));
+    let error = store.checkpoint(near(point)).await.unwrap_err().to_string();
+    let wanted = format!("checkpoint {} is damaged: the index leads to @1 of execution {id}", near(point));
+    assert_eq!(error, wanted);
+    assert!(!store.check().await.unwrap().problems.is_empty());
 }
 
 #[tokio::test]

@@ -167,7 +167,15 @@ pub(super) fn checkpoint(db: &Db, id: CheckpointId) -> Result<Option<CheckpointR
         record: format!("checkpoint {id}"),
         why: "its execution is missing".to_owned(),
     })?;
-    execution.point(db, seq).map(|point| Some(point.record))
+    let point = execution.point(db, seq)?.record;
+    // The index has no checksums, and SQLite does not compare it with the row that it leads to.
+    if point.id != id {
+        return Err(StoreError::Corrupt {
+            record: format!("checkpoint {id}"),
+            why: format!("the index leads to @{seq} of execution {}", point.execution_id),
+        });
+    }
+    Ok(Some(point))
 }
 
 pub(super) fn state(db: &Db, id: ExecutionId, seq: Seq) -> Result<Image, StoreError> {
