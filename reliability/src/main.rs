@@ -6,6 +6,7 @@
 mod bounds;
 mod child;
 mod committing;
+mod damage;
 mod disk;
 mod full_disk;
 mod history;
@@ -61,11 +62,12 @@ struct Trial {
 /// All trials, in the order in which they run.
 const TRIALS: &[Trial] = &[
     Trial { name: "power-cut", run: power_cut::run },
+    Trial { name: "kill", run: kill::run },
+    Trial { name: "damage", run: damage::trial },
     Trial { name: "io-errors", run: io_errors::run },
+    Trial { name: "full-disk", run: full_disk::run },
     Trial { name: "migration", run: migration::run },
     Trial { name: "bounds", run: bounds::trial },
-    Trial { name: "full-disk", run: full_disk::run },
-    Trial { name: "kill", run: kill::run },
     Trial { name: "poison", run: poison::trial },
 ];
 
