@@ -24,6 +24,7 @@ mod log;
 mod migration;
 mod moving;
 mod owner;
+mod presence;
 mod prune;
 mod query;
 mod reader;
@@ -50,6 +51,7 @@ use self::db::Db;
 use self::guard::Guard;
 use self::keeper::{Keeper, Task};
 use self::owner::Owner;
+use self::presence::Presence;
 use self::schema::Missing;
 use self::writer::{Aftermath, Job, Log, Outstanding, Writer};
 use super::{
@@ -131,6 +133,8 @@ pub struct SqliteStore {
     /// The writer and the keeper.
     threads: Vec<JoinHandle<()>>,
     readers: Vec<JoinHandle<()>>,
+    /// Dropped last, when all threads have closed the file.
+    _presence: Presence,
 }
 
 /// What the threads of a store share.
@@ -250,9 +254,7 @@ impl SqliteStore {
             move |error: std::io::Error| StoreError::Io { location, action, source: Arc::new(error) }
         };
         let absolute: Arc<Path> = std::path::absolute(path).map_err(failed("resolving its path"))?.into();
-        if options.damaged_log == DamagedLog::Refuse {
-            log::check(&absolute)?;
-        }
+        let presence = schema::enter(&absolute, missing, options.damaged_log)?;
         let (db, access) = schema::prepare(&absolute, missing, &options.keys)?;
         let owner = Owner::new(options.clock.new_id(), &absolute);
         let shared = Arc::new(Shared {
@@ -281,6 +283,7 @@ impl SqliteStore {
             tasks: Some(tasks),
             threads: Vec::new(),
             readers: Vec::new(),
+            _presence: presence,
         };
         let spawned = (|| {
             store.threads.push(spawn("retake-writer", || writer.run())?);

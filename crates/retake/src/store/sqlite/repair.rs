@@ -18,13 +18,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::salvage::Salvage;
-use super::Options;
 use super::check;
 use super::db::Db;
 use super::moving::{self, Prepared};
 use super::owner::Owner;
 use super::schema::{self, Missing};
 use super::writer::Aftermath;
+use super::{DamagedLog, Options};
 use crate::clock::Clock;
 use crate::store::{
     Conflict, HeadFate, History, NewOperation, Repair, RepairMode, RepairedExecution, StoreError,
@@ -41,11 +41,19 @@ pub(super) fn repair(
     options: &Options,
 ) -> Result<Repair, StoreError> {
     let Options { clock, keys, .. } = options;
+    // What a damaged log hides is lost; the rest is not.
+    let (_presence, log) = match schema::enter(path, Missing::Refuse, DamagedLog::Refuse) {
+        Err(error @ StoreError::Corrupt { .. }) => {
+            (schema::enter(path, Missing::Refuse, DamagedLog::Cut)?, Some(error))
+        }
+        entered => (entered?, None),
+    };
     let db = schema::open_alone(path, keys)?;
     if mode == RepairMode::Replace {
         sweep(path)?;
     }
-    let problems = check::check(&db).problems;
+    let mut problems = check::check(&db).problems;
+    problems.extend(log.map(|error| error.to_string()));
     if problems.is_empty() {
         return Ok(Repair { problems, executions: Vec::new(), damaged: None });
     }

@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::DamagedLog;
 use super::access::{self, Access};
 use super::db::Db;
 use super::guard::{self, Guard};
+use super::log;
 use super::migration::MIGRATIONS;
+use super::presence::Presence;
 use crate::store::{Conflict, MasterKey, StoreError};
 
 /// The format that this version writes, and the newest that it reads.
@@ -64,7 +67,6 @@ pub(super) fn prepare(
         let why = format!("SQLite {found} is linked, and {SQLITE_MIN} is the oldest that is safe");
         return Err(failed(path, "checking the version of SQLite", io::Error::other(why)));
     }
-    look(path, missing)?;
     match settled(path, masters) {
         Ok(db) => Ok((db, Access::Full)),
         Err(_) if missing == Missing::Refuse && access::is_read_only_beside(path) => {
@@ -123,7 +125,6 @@ pub(super) fn connect(
 /// Opens a connection to a file that nobody else has open, and keeps everybody else out for as long as it is open.
 /// Reading through it writes nothing, and closing it neither.
 pub(super) fn open_alone(path: &Arc<Path>, masters: &[MasterKey]) -> Result<Db, StoreError> {
-    look(path, Missing::Refuse)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Db::new(open(path, flags)?, path, Arc::new(Guard::Checksums));
     db.checkpoint_on_close(false)?;
@@ -230,20 +231,59 @@ fn judge(path: &Path, application: u32, format: u32) -> Result<u32, StoreError> 
     Ok(format)
 }
 
-/// Looks at the file's header before SQLite opens it.
+/// Looks at the file before SQLite opens it, and counts it as open: one that is not there is made empty, if that is
+/// asked for.
+pub(super) fn enter(path: &Path, missing: Missing, log: DamagedLog) -> Result<Presence, StoreError> {
+    if missing == Missing::Create {
+        create(path)?;
+    }
+    let looked = Presence::after(path, || {
+        look(path, missing).map_err(Refused::Store)?;
+        match log {
+            DamagedLog::Refuse => log::check(path).map_err(Refused::Store),
+            DamagedLog::Cut => Ok(()),
+        }
+    });
+    looked.map_err(|refused| match refused {
+        Refused::Store(error) => error,
+        Refused::System(error) => failed(path, "opening", error),
+    })
+}
+
+/// Why a file is not opened.
+enum Refused {
+    Store(StoreError),
+    System(io::Error),
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Self::System(error)
+    }
+}
+
+/// Makes an empty file, and its directory, where there is none.
+fn create(path: &Path) -> Result<(), StoreError> {
+    let parent = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(parent).map_err(|error| failed(path, "creating its directory", error))?;
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    // As SQLite makes its files.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
+    match options.open(path) {
+        Ok(_) => Ok(()),
+        Err(_) if path.exists() => Ok(()),
+        Err(error) => Err(failed(path, "creating", error)),
+    }
+}
+
+/// Looks at the file's header.
 fn look(path: &Path, missing: Missing) -> Result<(), StoreError> {
     if path.is_dir() {
         return Err(not_a_store(path, "it is a directory"));
     }
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::Create => {
-            let parent = path.parent().unwrap_or(path);
-            return std::fs::create_dir_all(parent)
-                .map_err(|error| failed(path, "creating its directory", error));
-        }
-        Err(error) => return Err(failed(path, "opening", error)),
-    };
+    let mut file = File::open(path).map_err(|error| failed(path, "opening", error))?;
     let mut header = Vec::new();
     file.by_ref()
         .take(100)
