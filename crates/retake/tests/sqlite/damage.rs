@@ -332,6 +332,32 @@ async fn an_index_that_leads_to_another_row_is_no_answer() {
 }
 
 #[tokio::test]
+async fn a_history_with_a_page_twice_is_no_answer() {
+    let (directory, path) = place();
+    let id = furnished(&path).await;
+    let bytes = std::fs::read(&path).unwrap();
+    let copy = directory.path().join("copy.db");
+    let pages = bytes.len() / 4_096;
+    // Leaves of a table without row ids, which hold the points among others.
+    let leaves: Vec<usize> = (1..pages).filter(|page| bytes[page * 4_096] == 0x0a).collect();
+    let mut twice = 0;
+    for from in &leaves {
+        for to in leaves.iter().filter(|to| *to != from) {
+            let mut damaged = bytes.clone();
+            damaged.copy_within(from * 4_096..(from + 1) * 4_096, to * 4_096);
+            std::fs::write(&copy, damaged).unwrap();
+            match SqliteStore::open(&copy).unwrap().history(id, HistoryPage::default()).await {
+                Ok(points) => assert!(points.windows(2).all(|pair| pair[0].seq > pair[1].seq)),
+                Err(error) => {
+                    twice += usize::from(error.to_string().starts_with("the history of execution "))
+                }
+            }
+        }
+    }
+    assert!(twice > 0, "{} leaves", leaves.len());
+}
+
+#[tokio::test]
 async fn a_damaged_list_of_tables_and_a_page_past_the_end_are_damage_and_not_to_be_tried_again() {
     let (directory, path) = place();
     let id = furnished(&path).await;

@@ -143,7 +143,7 @@ pub(super) fn history(
 ) -> Result<Vec<CheckpointRecord>, StoreError> {
     let Some(execution) = current(db, id)? else { return Ok(Vec::new()) };
     let before = page.before.and_then(|before| i64::try_from(before).ok()).unwrap_or(i64::MAX);
-    db.all(
+    let points = db.all(
         concat!(
             "SELECT ",
             checkpoint_columns!(),
@@ -152,7 +152,15 @@ pub(super) fn history(
         [execution.key, before, limit(page.limit)],
         |row| CheckpointRow::name(&execution.record, row),
         |row| CheckpointRow::read(db, &execution.record, row).map(|point| point.record),
-    )
+    )?;
+    // A page that is there twice holds rows that are whole.
+    match points.windows(2).find(|pair| pair[0].seq <= pair[1].seq) {
+        None => Ok(points),
+        Some(pair) => Err(StoreError::Corrupt {
+            record: format!("the history of execution {id}"),
+            why: format!("@{} stands behind @{}", pair[0].seq, pair[1].seq),
+        }),
+    }
 }
 
 pub(super) fn checkpoint(db: &Db, id: CheckpointId) -> Result<Option<CheckpointRecord>, StoreError> {
