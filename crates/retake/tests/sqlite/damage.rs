@@ -339,6 +339,12 @@ async fn a_history_with_a_page_twice_is_no_answer() {
     let copy = directory.path().join("copy.db");
     let pages = bytes.len() / 4_096;
     // Leaves of a table without row ids, which hold the points among others.
+    let whole = SqliteStore::open(&path).unwrap();
+    let mut states = Vec::new();
+    for seq in 1..=62 {
+        states.push(whole.state(id, seq).await.unwrap());
+    }
+    drop(whole);
     let leaves: Vec<usize> = (1..pages).filter(|page| bytes[page * 4_096] == 0x0a).collect();
     let mut twice = 0;
     for from in &leaves {
@@ -346,7 +352,13 @@ async fn a_history_with_a_page_twice_is_no_answer() {
             let mut damaged = bytes.clone();
             damaged.copy_within(from * 4_096..(from + 1) * 4_096, to * 4_096);
             std::fs::write(&copy, damaged).unwrap();
-            match SqliteStore::open(&copy).unwrap().history(id, HistoryPage::default()).await {
+            let store = SqliteStore::open(&copy).unwrap();
+            for (seq, whole) in (1..).zip(&states) {
+                if let Ok(state) = store.state(id, seq).await {
+                    assert_eq!(&state, whole, "@{seq} with {from} over {to}");
+                }
+            }
+            match store.history(id, HistoryPage::default()).await {
                 Ok(points) => assert!(points.windows(2).all(|pair| pair[0].seq > pair[1].seq)),
                 Err(error) => {
                     twice += usize::from(error.to_string().starts_with("the history of execution "))

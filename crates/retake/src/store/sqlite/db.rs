@@ -390,6 +390,18 @@ pub(super) fn columns<'row>(row: &'row Row<'_>, columns: usize) -> Result<Vec<Va
     (0..columns).map(|column| row.get_ref(column).map_err(|error| error.to_string())).collect()
 }
 
+/// Makes sure that a search by number found what it was for: in a table that is out of order it finds other rows, and
+/// these are whole.
+pub(super) fn expect(row: &Row<'_>, column: usize, wanted: i64) -> Result<(), Damage> {
+    match integer(row, column)? == wanted {
+        true => Ok(()),
+        false => Err(OUT_OF_ORDER.to_owned()),
+    }
+}
+
+/// How it shows that a row is in the wrong place of its table.
+pub(super) const OUT_OF_ORDER: &str = "it stands where another row belongs";
+
 /// Returns a column as it would be shown, whatever is in it: for the names of damaged rows.
 pub(super) fn shown(row: &Row<'_>, column: usize) -> String {
     match row.get_ref(column) {

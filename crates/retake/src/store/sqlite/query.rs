@@ -151,7 +151,10 @@ pub(super) fn history(
         ),
         [execution.key, before, limit(page.limit)],
         |row| CheckpointRow::name(&execution.record, row),
-        |row| CheckpointRow::read(db, &execution.record, row).map(|point| point.record),
+        |row| {
+            db::expect(row, 0, execution.key)?;
+            CheckpointRow::read(db, &execution.record, row).map(|point| point.record)
+        },
     )?;
     // A page that is there twice holds rows that are whole.
     match points.windows(2).find(|pair| pair[0].seq <= pair[1].seq) {
@@ -201,7 +204,10 @@ pub(super) fn operations(db: &Db, id: ExecutionId) -> Result<Vec<OperationRecord
         ),
         [execution.key],
         |row| format!("operation {} of execution {id}", db::shown(row, 1)),
-        |row| row::operation(db, id, row),
+        |row| {
+            db::expect(row, 0, execution.key)?;
+            row::operation(db, id, row)
+        },
     )?;
     // They are counted from 1, and none of them ever goes.
     match (1_u64..).zip(operations.iter().rev()).find(|(number, operation)| *number != operation.number) {

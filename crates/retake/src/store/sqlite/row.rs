@@ -235,7 +235,11 @@ impl ExecutionRow {
             concat!("SELECT ", checkpoint_columns!(), " FROM checkpoints WHERE execution = ?1 AND seq = ?2"),
             [self.key, stored],
             |row| CheckpointRow::name(&self.record, row),
-            |row| CheckpointRow::read(db, &self.record, row),
+            |row| {
+                db::expect(row, 0, self.key)?;
+                db::expect(row, 1, stored)?;
+                CheckpointRow::read(db, &self.record, row)
+            },
         )?;
         match found {
             Some(point) => Ok(point),

@@ -53,6 +53,9 @@ pub(super) fn definition(db: &Db, id: WorkflowId) -> Result<Option<Vec<u8>>, Sto
         |row| format!("workflow {}", db::shown(row, 0)),
         |row| {
             db.verify("workflows", row, 2)?;
+            if db::id(row, 0)? != id {
+                return Err(db::OUT_OF_ORDER.to_owned());
+            }
             match db::blob(row, 1)? {
                 [] => Ok(Vec::new()),
                 _ => db.seen(spot(id), "definition", row, 1),
