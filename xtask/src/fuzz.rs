@@ -8,7 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 use xshell::{Shell, cmd};
 
 /// Every target of `fuzz/fuzz_targets` but the control.
-const TARGETS: &[&str] = &["stored_value", "json_value", "checkpoint", "workflow_file", "address"];
+const TARGETS: &[&str] =
+    &["stored_value", "json_value", "checkpoint", "export_file", "workflow_file", "address"];
 
 /// The target with a bug that was put there to be found.
 const CONTROL: &str = "planted";

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::checkpoint::CheckpointStorage;
 use crate::checkpoint::InMemoryCheckpointStorage;
 use crate::execution::{ExecutionCheckpoint, ExecutionContext, check_checkpoint, parse_exact};
-use crate::store::{self, Delta, Image, StoreError, body};
+use crate::store::{self, Delta, History, Image, StoreError, body};
 
 /// A decoder under its name, which is that of its fuzz target and of the directory of its seeds.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +24,7 @@ pub const DECODERS: &[Decoder] = &[
     Decoder { name: "stored_value", run: stored_value },
     Decoder { name: "json_value", run: json_value },
     Decoder { name: "checkpoint", run: checkpoint },
+    Decoder { name: "export_file", run: export_file },
     #[cfg(feature = "engine")]
     Decoder { name: "workflow_file", run: workflow_file },
     #[cfg(feature = "engine")]
@@ -111,6 +112,42 @@ fn survives(ctx: &ExecutionContext) {
     let back = store::context(ctx.execution_id, &image).expect("what was stored can be read");
     let text = |ctx: &ExecutionContext| serde_json::to_string(ctx).expect("a context is JSON");
     assert_eq!(text(&back), text(ctx));
+}
+
+/// Reads an export file: as it is, and with an end that fits, without which nothing that was changed gets past its hash.
+pub fn export_file(bytes: &[u8]) {
+    exported(bytes);
+    let mut whole = bytes.to_vec();
+    if let Some(end) = bytes.windows(END.len()).rposition(|window| window == END) {
+        whole.truncate(end);
+    }
+    if whole.last() != Some(&b'\n') {
+        whole.push(b'\n');
+    }
+    let lines = whole.iter().filter(|&&byte| byte == b'\n').count();
+    let hash = blake3::hash(&whole).to_hex();
+    let end = format!("{{\"end\":\"history\",\"lines\":{lines},\"blake3\":\"{hash}\"}}\n");
+    whole.extend_from_slice(end.as_bytes());
+    exported(&whole);
+}
+
+/// How the last line of an export file begins.
+const END: &[u8] = b"{\"end\":";
+
+fn exported(bytes: &[u8]) {
+    match History::read_from(bytes) {
+        Ok(history) => {
+            let states = history.states().expect("what was read has states");
+            assert_eq!(states.len(), history.points.len());
+            let mut written = Vec::new();
+            history.write_to(&mut written).expect("what was read can be written");
+            let back = History::read_from(&written[..]).expect("what was written can be read");
+            let mut again = Vec::new();
+            back.write_to(&mut again).expect("what was read can be written");
+            assert!(written == again, "what was read is written as the same");
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
 }
 
 /// Reads a workflow file, YAML or JSON; checks it, orders its nodes, and stores it.
