@@ -110,8 +110,8 @@ async fn a_checkpoint_of_another_copy_of_the_store_does_not_join_though_its_chec
 #[tokio::test]
 async fn a_removed_operation_is_missed_wherever_it_stood() {
     for (number, missing) in [
-        (1, "operations 1 to 1 of execution ID are missing"),
-        (2, "operations 2 to 2 of execution ID are missing"),
+        (1, "operation 1 of execution ID is missing"),
+        (2, "operation 2 of execution ID is missing"),
         (3, "operations after 2 of execution ID are missing"),
     ] {
         let (_directory, path) = place();
@@ -119,5 +119,10 @@ async fn a_removed_operation_is_missed_wherever_it_stood() {
         let problems =
             problems_after(&path, &format!("DELETE FROM operations WHERE number = {number}")).await;
         assert_eq!(problems, [missing.replace("ID", &id.to_string())]);
+        let error = SqliteStore::open(&path).unwrap().operations(id).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("operation {number} of execution {id} is damaged: it is missing")
+        );
     }
 }

@@ -202,9 +202,11 @@ async fn damaged_indexes_workflows_and_operations_cost_no_point() {
     assert_eq!(told.definitions_lost, [Uuid::from_u128(7)]);
     let numbers: Vec<u64> = {
         let store = SqliteStore::open(&path).unwrap();
-        store.operations(id).await.unwrap().iter().map(|operation| operation.number).collect()
+        let operations = store.operations(id).await.unwrap();
+        assert_eq!((&*operations[2].who, &*operations[2].command), ("unknown", "lost"));
+        operations.iter().map(|operation| operation.number).collect()
     };
-    assert_eq!(numbers, [3, 2]);
+    assert_eq!(numbers, [3, 2, 1]);
 }
 
 #[tokio::test]
@@ -216,6 +218,11 @@ async fn any_page_may_be_gone_and_what_is_left_is_as_it_was() {
         let other = begin(&store, "other").await;
         advance(&store, other, 2, 30).await;
         (other, ())
+    };
+    let list_of_tables: Vec<i64> = {
+        let raw = Connection::open(&path).unwrap();
+        let mut pages = raw.prepare("SELECT pageno FROM dbstat WHERE name = 'sqlite_schema'").unwrap();
+        pages.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
     };
     let bytes = std::fs::read(&path).unwrap();
     let (mut points, mut refused) = (0, 0);
@@ -229,7 +236,10 @@ async fn any_page_may_be_gone_and_what_is_left_is_as_it_was() {
             Ok(found) => found,
             Err(error) => {
                 refused += 1;
-                assert!(page < 2, "page {page}: {error}");
+                assert!(
+                    page < 2 || list_of_tables.contains(&i64::try_from(page + 1).unwrap()),
+                    "page {page}: {error}"
+                );
                 assert!(std::fs::read(&copy).unwrap() == damaged, "page {page}");
                 continue;
             }
@@ -259,7 +269,10 @@ async fn any_page_may_be_gone_and_what_is_left_is_as_it_was() {
             }
         }
     }
-    assert!(refused <= 2 && points > pages * 10, "{refused} refused, {points} points of {pages} pages");
+    assert!(
+        refused <= 1 + list_of_tables.len() && points > pages * 10,
+        "{refused} refused, {points} points of {pages} pages"
+    );
 }
 
 #[tokio::test]

@@ -174,8 +174,6 @@ impl Check<'_> {
             );
             self.try_read(operation);
         }
-        let all = query::operations(self.db, execution.record.id);
-        self.try_read(all);
     }
 
     /// Looks at whether each point and each operation joins the one before it.
@@ -238,6 +236,9 @@ impl Check<'_> {
             self.report.problems.push(match found {
                 Break::Missing { first, last } if first > last => {
                     format!("operations after {last} of execution {id} are missing")
+                }
+                Break::Missing { first, last } if first == last => {
+                    format!("operation {first} of execution {id} is missing")
                 }
                 Break::Missing { first, last } => {
                     format!("operations {first} to {last} of execution {id} are missing")

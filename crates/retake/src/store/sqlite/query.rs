@@ -5,6 +5,7 @@ use rusqlite::types::ToSqlOutput;
 use super::Shared;
 use super::chain;
 use super::db::{self, Db};
+use super::link;
 use super::row::{
     self, CheckpointRow, ExecutionRow, checkpoint_columns, execution_columns, operation_columns,
 };
@@ -196,6 +197,7 @@ pub(super) fn state(db: &Db, id: ExecutionId, seq: Seq) -> Result<Image, StoreEr
 
 pub(super) fn operations(db: &Db, id: ExecutionId) -> Result<Vec<OperationRecord>, StoreError> {
     let Some(execution) = current(db, id)? else { return Ok(Vec::new()) };
+    let mut newest = None;
     let operations = db.all(
         concat!(
             "SELECT ",
@@ -206,17 +208,22 @@ pub(super) fn operations(db: &Db, id: ExecutionId) -> Result<Vec<OperationRecord
         |row| format!("operation {} of execution {id}", db::shown(row, 1)),
         |row| {
             db::expect(row, 0, execution.key)?;
-            row::operation(db, id, row)
+            let operation = row::operation(db, id, row)?;
+            newest.get_or_insert(db::link(row, 8)?);
+            Ok(operation)
         },
     )?;
-    // They are counted from 1, and none of them ever goes.
-    match (1_u64..).zip(operations.iter().rev()).find(|(number, operation)| *number != operation.number) {
-        None => Ok(operations),
-        Some((number, _)) => Err(StoreError::Corrupt {
-            record: format!("operation {number} of execution {id}"),
-            why: "it is missing".to_owned(),
-        }),
-    }
+    // They are counted from 1, none of them ever goes, and the execution's row knows the last.
+    let is_newest = newest.unwrap_or_else(|| link::start(id)) == execution.log_link;
+    let counted = (1_u64..).zip(operations.iter().rev());
+    let missing = counted.into_iter().find(|(number, operation)| *number != operation.number);
+    let number = match missing {
+        None if is_newest => return Ok(operations),
+        None => operations.len() as u64 + 1,
+        Some((number, _)) => number,
+    };
+    let record = format!("operation {number} of execution {id}");
+    Err(StoreError::Corrupt { record, why: "it is missing".to_owned() })
 }
 
 #[cfg(test)]

@@ -132,10 +132,16 @@ pub(super) fn open_alone(path: &Arc<Path>, masters: &[MasterKey]) -> Result<Db, 
     // Before the first look: the index of the log is then kept in memory, and not in a file that others use.
     db.script("PRAGMA locking_mode = EXCLUSIVE; PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = MEMORY;")?;
     match recognised(&db) {
-        Ok(FORMAT) => {
-            let guard = guard::find(&db, masters)?;
-            Ok(db.guarded(guard))
-        }
+        Ok(FORMAT) => match guard::find(&db, masters) {
+            Ok(guard) => Ok(db.guarded(guard)),
+            // Nobody says that it is encrypted: if it was not, there was nothing in the keyring. The list of tables, without
+            // which nothing can be found, is another matter.
+            Err(StoreError::Corrupt { .. }) if masters.is_empty() => {
+                db.number("SELECT count(*) FROM sqlite_schema", [])?;
+                Ok(db)
+            }
+            Err(error) => Err(error),
+        },
         Ok(found) => {
             let why = format!(
                 "it has format {found}: open it once with any other command, which brings it up to date"

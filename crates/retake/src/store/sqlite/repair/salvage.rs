@@ -391,7 +391,7 @@ impl<'a> Salvage<'a> {
                 Err(_) => lost += 1,
             }
         }
-        (operations, lost)
+        (numbered(operations), lost)
     }
 
     /// Returns the workflows that an execution is known to have run, and those whose definitions cannot be read.
@@ -549,6 +549,21 @@ impl Points {
         };
         self.intact.iter().map(point).collect()
     }
+}
+
+/// Puts an entry in the place of each that is lost: others name them by their numbers.
+fn numbered(found: Vec<OperationRecord>) -> Vec<OperationRecord> {
+    let mut operations: Vec<OperationRecord> = Vec::with_capacity(found.len());
+    for operation in found {
+        for number in operations.len() as u64 + 1..operation.number {
+            let cause = Cause::Repair { from: operation.before, lost: Vec::new() };
+            let (who, command) = ("unknown".to_owned(), "lost".to_owned());
+            let (before, after, at) = (operation.before, operation.before, operation.at);
+            operations.push(OperationRecord { number, at, who, command, cause, before, after });
+        }
+        operations.push(operation);
+    }
+    operations
 }
 
 /// Returns the nodes that a state is done with, where it is one of this library's.
