@@ -1,6 +1,7 @@
 //! What a trial found, and how it is told. The only place that prints.
 
 use std::io::Write;
+use std::time::Instant;
 
 use crate::Outcome;
 
@@ -48,28 +49,34 @@ impl Report {
     }
 }
 
-/// Prints what a trial found. Returns whether all is as it must be.
+/// Runs a trial, and prints what it found. Returns whether all is as it must be.
 #[expect(clippy::print_stdout, reason = "the figures are what a trial is for")]
-pub(crate) fn tell(trial: &str, seed: u64, outcome: &Outcome<Report>) -> bool {
-    println!("{trial} (seed {seed})");
-    match outcome {
+#[expect(clippy::disallowed_methods, reason = "how long a trial took is told, and decides nothing")]
+pub(crate) fn tell(trial: &str, seed: u64, run: impl FnOnce() -> Outcome<Report>) -> bool {
+    let began = Instant::now();
+    let outcome = run();
+    let mut lines = vec![format!("{trial} (seed {seed}, {:.0} s)", began.elapsed().as_secs_f64())];
+    let held = match outcome {
         Ok(report) => {
-            for Finding { name, figure, verdict } in &report.findings {
+            lines.extend(report.findings.iter().map(|Finding { name, figure, verdict }| {
                 let verdict = match verdict {
                     Verdict::Held => "held",
                     Verdict::Broken => "BROKEN",
                     Verdict::ControlFailed => "control, fails as it must",
                     Verdict::ControlPassed => "CONTROL PASSED: the trial sees nothing",
                 };
-                println!("  {name}: {figure} [{verdict}]");
-            }
+                format!("  {name}: {figure} [{verdict}]")
+            }));
             report.holds()
         }
         Err(error) => {
-            println!("  ERROR: {error}");
+            lines.push(format!("  ERROR: {error}"));
             false
         }
-    }
+    };
+    // In one piece: others tell theirs at the same time.
+    println!("{}", lines.join("\n"));
+    held
 }
 
 #[expect(clippy::print_stderr, reason = "it talks to whoever started it")]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::Outcome;
 
@@ -22,7 +23,10 @@ pub(crate) struct Cgroup {
 impl Cgroup {
     /// Makes a group whose processes may take so many bytes in all, and no swap.
     pub(crate) fn new(bytes_max: u64) -> Outcome<Self> {
-        let name = format!("retake-reliability-{}", std::process::id());
+        // Trials that run at the same time have groups of their own.
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("retake-reliability-{}-{number}", std::process::id());
         let made = if Path::new(FIRST).is_dir() {
             Self::make(FIRST, &name, "memory.oom_control", |path| {
                 fs::write(path.join("memory.limit_in_bytes"), bytes_max.to_string())?;
