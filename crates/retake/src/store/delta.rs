@@ -4,6 +4,7 @@
 //! that read as one value (several lists, or several texts, one after the other). A [`Delta`] sets, removes and appends.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use bytes::Bytes;
 use imbl::ordmap::DiffItem;
@@ -39,6 +40,22 @@ pub enum Key {
     /// A counter-action against an effect outside, by the turn of the effect.
     #[serde(rename = "c")]
     Compensation(u64),
+}
+
+impl fmt::Display for Key {
+    /// Says where the entry stands, as errors do.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header => write!(f, "the header"),
+            Self::Input(name) => write!(f, "inputs.{name}"),
+            Self::Variable(name) => write!(f, "vars.{name}"),
+            Self::Node(id) => write!(f, "the result of node {id}"),
+            Self::Tally => write!(f, "the tally"),
+            Self::Base(name) => write!(f, "the base of vars.{name}"),
+            Self::TakenBack(id) => write!(f, "the earlier result of node {id}"),
+            Self::Compensation(turn) => write!(f, "the compensation of the effect of turn {turn}"),
+        }
+    }
 }
 
 /// Opaque bytes, with the codec that made them.
@@ -285,7 +302,7 @@ impl Image {
 }
 
 fn torn(record: &str, key: &Key) -> StoreError {
-    let why = format!("its change of {key:?} does not continue the state before it");
+    let why = format!("its change of {key} does not continue the state before it");
     StoreError::Corrupt { record: record.to_owned(), why }
 }
 

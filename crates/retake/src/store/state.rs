@@ -344,18 +344,7 @@ fn known<'a>(name: &str, piece: &'a Piece) -> Result<&'a [u8], StoreError> {
 }
 
 fn entry_name(execution_id: ExecutionId, key: &Key) -> String {
-    match key {
-        Key::Header => format!("the header of execution {execution_id}"),
-        Key::Input(name) => format!("inputs.{name} of execution {execution_id}"),
-        Key::Variable(name) => format!("vars.{name} of execution {execution_id}"),
-        Key::Node(id) => format!("the result of node {id} of execution {execution_id}"),
-        Key::Tally => format!("the tally of execution {execution_id}"),
-        Key::Base(name) => format!("the base of vars.{name} of execution {execution_id}"),
-        Key::TakenBack(id) => format!("the earlier result of node {id} of execution {execution_id}"),
-        Key::Compensation(turn) => {
-            format!("the compensation of the effect of turn {turn} of execution {execution_id}")
-        }
-    }
+    format!("{key} of execution {execution_id}")
 }
 
 #[cfg(test)]

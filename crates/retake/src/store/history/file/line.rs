@@ -356,7 +356,7 @@ impl PiecePart {
 
 /// Returns how a key is called in errors.
 fn named(key: &Key) -> String {
-    format!("{key:?}").chars().take(PATH_CHARS_MAX).collect()
+    key.to_string().chars().take(PATH_CHARS_MAX).collect()
 }
 
 fn unpacked(place: &str, base64: &str) -> Result<Vec<u8>, String> {

@@ -307,7 +307,7 @@ fn what_a_line_says_wrongly_is_refused_by_line_and_path() {
     let too_deep = format!("{}1{}", "[".repeat(DEPTH_MAX), "]".repeat(DEPTH_MAX));
     let refusal = with(3, "[\"hello\"]", &too_deep);
     assert!(
-        refusal.starts_with("line 3: cannot store Variable(\"messages\"): it is nested deeper"),
+        refusal.starts_with("line 3: cannot store vars.messages") && refusal.contains("it is nested deeper"),
         "{refusal}"
     );
     let bomb = with(3, "[\"hello\"]", &"[".repeat(1_000_000));
