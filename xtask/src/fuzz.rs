@@ -46,7 +46,7 @@ pub(crate) fn build(shell: &Shell) -> xshell::Result<()> {
         cmd!(shell, "cargo install cargo-fuzz --locked").run()?;
     }
     // The library forbids unsafe code, so that the address sanitizer, which wants a nightly compiler, has little to find.
-    cmd!(shell, "cargo fuzz build --sanitizer none").run()
+    cmd!(shell, "cargo fuzz build --sanitizer none --target-dir fuzz/target").run()
 }
 
 /// Runs every target, and prints what it found. Returns whether that is as it must be.

@@ -2,6 +2,7 @@
 
 mod fuzz;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use xshell::{Shell, cmd};
@@ -110,7 +111,9 @@ fn ends_unless(sound: bool) {
 fn reliability(shell: &Shell, arguments: &[String]) -> xshell::Result<()> {
     install_tools(shell)?;
     cmd!(shell, "cargo build --workspace --all-features --bins").run()?;
-    cmd!(shell, "target/debug/retake-reliability {arguments...}").run()
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    let program = target.join("debug/retake-reliability");
+    cmd!(shell, "{program} {arguments...}").run()
 }
 
 /// Installs what the trials need and this machine lacks, where that is possible; else the trials say what they miss.
