@@ -59,21 +59,18 @@ impl App {
     /// Opens a store that must be there.
     pub(crate) fn store(&self) -> Result<Arc<dyn Store>, Failure> {
         Ok(match self.location()? {
-            Location::Sqlite(path) if is_nothing(&path) => {
-                let message = format!("no store at {}", path.display());
-                return Err(Failure::new(Code::NotFound, message).hint("`retake run FILE` makes one"));
-            }
-            Location::Sqlite(path) => Arc::new(SqliteStore::open_existing_with(path, self.options()?)?),
+            Location::Sqlite(path) => Arc::new(self.sqlite_store(&path)?),
             Location::Memory => Arc::new(MemoryStore::new()),
         })
     }
 
-    /// Opens the store as the kind that can be given another master key.
-    pub(crate) fn sqlite_store(&self) -> Result<SqliteStore, Failure> {
-        match self.store_file()? {
-            Some(path) => Ok(SqliteStore::open_existing_with(path, self.options()?)?),
-            None => Err(Failure::new(Code::Usage, "a store in memory has no key")),
+    /// Opens the store in a file, which must be there.
+    pub(crate) fn sqlite_store(&self, path: &Path) -> Result<SqliteStore, Failure> {
+        if is_nothing(path) {
+            let message = format!("no store at {}", path.display());
+            return Err(Failure::new(Code::NotFound, message).hint("`retake run FILE` makes one"));
         }
+        Ok(SqliteStore::open_existing_with(path, self.options()?)?)
     }
 
     /// Returns how to open the store: with the keys that were named.

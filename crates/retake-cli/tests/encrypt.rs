@@ -103,5 +103,8 @@ fn a_rotated_store_opens_with_the_new_key_only() {
     start(&place, "seal", &["--key", "file:second.key"]);
     let runs = place.json(&["--key", "file:second.key", "ls"]);
     assert_eq!((&runs[0]["name"], &runs[1]["name"]), (&"seal".into(), &"otter".into()));
-    place.refused(&["--store", "bare.db", "key", "rotate", "--to", "file:second.key"], 6, "");
+    let rotate = ["--store", "bare.db", "key", "rotate", "--to", "file:second.key"];
+    place.refused(&rotate, 3, "no store at bare.db");
+    start(&place, "bare", &["--store", "bare.db"]);
+    place.refused(&rotate, 6, "it is not encrypted");
 }

@@ -5,7 +5,7 @@ mod fix;
 use std::process::ExitCode;
 
 use clap::Args;
-use retake::store::FORMAT;
+use retake::store::{FORMAT, Store};
 use serde_json::json;
 
 use crate::app::App;
@@ -34,8 +34,13 @@ impl Doctor {
         }
         let path = app.store_file()?;
         let bytes = app.stored_bytes()?;
-        let report = app.store()?.check().await?;
-        let is_encrypted = path.is_some() && app.sqlite_store()?.is_encrypted();
+        let (report, is_encrypted) = match &path {
+            Some(path) => {
+                let store = app.sqlite_store(path)?;
+                (store.check().await?, store.is_encrypted())
+            }
+            None => (app.store()?.check().await?, false),
+        };
         let is_sound = report.problems.is_empty();
         // Opening a store brings it up to date, so its format is the newest.
         let format = path.is_some().then_some(FORMAT);

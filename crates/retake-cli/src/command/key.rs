@@ -7,7 +7,7 @@ use retake::store::MasterKey;
 use serde_json::json;
 
 use crate::app::App;
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 use crate::key_source;
 
 /// Draw a master key, or give an encrypted store another.
@@ -45,7 +45,10 @@ impl Key {
             }
             KeyCommand::Rotate { to } => {
                 let key = key_source::read(&to)?;
-                app.sqlite_store()?.rotate_key(&key).await?;
+                let Some(path) = app.store_file()? else {
+                    return Err(Failure::new(Code::Usage, "a store in memory has no key"));
+                };
+                app.sqlite_store(&path)?.rotate_key(&key).await?;
                 match app.output.json {
                     true => app.output.document(&json!({ "master": key.id() })),
                     false => app.output.line(format!("the store has the master key {} now", key.id())),
