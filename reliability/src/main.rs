@@ -8,6 +8,7 @@ mod child;
 mod committing;
 mod damage;
 mod disk;
+mod encryption;
 mod fence;
 mod full_disk;
 mod history;
@@ -72,6 +73,7 @@ const TRIALS: &[Trial] = &[
     Trial { name: "io-errors", run: io_errors::run },
     Trial { name: "full-disk", run: full_disk::run },
     Trial { name: "fence", run: fence::run },
+    Trial { name: "encryption", run: encryption::run },
     Trial { name: "migration", run: migration::run },
     Trial { name: "bounds", run: bounds::trial },
     Trial { name: "poison", run: poison::trial },
