@@ -75,7 +75,9 @@ impl App {
 
     /// Returns how to open the store: with the keys that were named.
     pub(crate) fn options(&self) -> Result<Options, Failure> {
-        let keys = self.keys.iter().map(|source| key_source::read(source)).collect::<Result<_, _>>()?;
+        // A variable that is set to nothing names nothing.
+        let named = self.keys.iter().filter(|source| !source.is_empty());
+        let keys = named.map(|source| key_source::read(source)).collect::<Result<_, _>>()?;
         Ok(Options { keys, ..Options::default() })
     }
 

@@ -155,11 +155,13 @@ impl From<StoreError> for Failure {
                 (Code::Conflict, Some("end the other retake processes, then try again"))
             }
             StoreError::Conflict(_) => (Code::Conflict, Some("look at `retake log RUN`, then try again")),
-            StoreError::Corrupt { .. } => (
+            StoreError::Corrupt { .. } => {
+                (Code::Store, Some("`retake doctor --fix --dry-run` says what can be kept and what is lost"))
+            }
+            StoreError::Key { .. } => (
                 Code::Store,
-                Some("`retake doctor` looks at every record, `retake doctor --fix` keeps what it can"),
+                Some("`--key` or RETAKE_KEY names the place of the key; without either there is none"),
             ),
-            StoreError::Key { .. } => (Code::Store, Some("name the key's place by `--key` or RETAKE_KEY")),
             StoreError::Full { .. } => (Code::Store, Some("free some space; what was acknowledged is safe")),
             StoreError::Unstorable { .. }
             | StoreError::NewerFormat { .. }

@@ -13,9 +13,8 @@ const TEXT_BYTES_MAX: u64 = 4 * 1024;
 /// Reads the key that a source names. No error holds what was read.
 pub(crate) fn read(source: &str) -> Result<MasterKey, Failure> {
     let text = match source.split_once(':') {
-        Some(("env", name)) => {
-            std::env::var(name).map_err(|_| failed(format!("the environment has no {name}")))?
-        }
+        Some(("env", name)) => std::env::var(name)
+            .map_err(|_| failed(format!("the environment has no {name}, which is to hold the key")))?,
         Some(("file", path)) => {
             let file = std::fs::File::open(path).and_then(limited);
             file.map_err(|error| Failure::unreadable(format!("the key from {path}"), &error))?
@@ -27,8 +26,9 @@ pub(crate) fn read(source: &str) -> Result<MasterKey, Failure> {
         }
     };
     MasterKey::parse(&text).map_err(|error| {
-        let kind = source.split_once(':').map_or(source, |(kind, _)| kind);
-        failed(format!("the key from {kind} cannot be read: {error}")).hint("`retake key new` draws one")
+        // A command may hold what opens the place of the key.
+        let place = if source.starts_with("command:") { "its command" } else { source };
+        failed(format!("the key from {place} cannot be read: {error}")).hint("`retake key new` draws one")
     })
 }
 

@@ -61,7 +61,10 @@ fn an_encrypted_store_is_refused_without_its_key_and_with_another() {
     let place = place_with_keys();
     start(&place, "otter", &["--key", "file:first.key"]);
     let error = place.refused(&["ls"], 6, "it is encrypted: give the master key");
-    assert_eq!(error["hint"], "name the key's place by `--key` or RETAKE_KEY");
+    assert_eq!(
+        error["hint"],
+        "`--key` or RETAKE_KEY names the place of the key; without either there is none"
+    );
     place.refused(&["--key", "file:second.key", "ls"], 6, "needs the master key");
     place.refused(
         &["--store", "bare.db", "--key", "file:nothing.key", "run", "workflow.yaml"],

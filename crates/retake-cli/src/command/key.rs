@@ -51,7 +51,11 @@ impl Key {
                 app.sqlite_store(&path)?.rotate_key(&key).await?;
                 match app.output.json {
                     true => app.output.document(&json!({ "master": key.id() })),
-                    false => app.output.line(format!("the store has the master key {} now", key.id())),
+                    false => {
+                        app.output.line(format!("the store has the master key {} now", key.id()));
+                        app.output
+                            .note(format!("from now on it is opened with `--key {to}`, or RETAKE_KEY={to}"));
+                    }
                 }
             }
         }

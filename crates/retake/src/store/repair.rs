@@ -20,6 +20,8 @@ pub enum RepairMode {
 pub struct Repair {
     /// What was wrong, one sentence each; empty for a sound store, which is left as it is.
     pub problems: Vec<String>,
+    /// What is wrong with the log, whose last commits are lost with it; whose they are is not known.
+    pub log_lost: Option<String>,
     /// Every execution of which there was a trace.
     pub executions: Vec<RepairedExecution>,
     /// Where the damaged file is now; `None` where it was not replaced.

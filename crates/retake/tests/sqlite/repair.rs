@@ -210,6 +210,55 @@ async fn damaged_indexes_workflows_and_operations_cost_no_point() {
 }
 
 #[tokio::test]
+async fn rows_that_are_missing_are_said_to_be_lost() {
+    for (sql, lost, operations_lost) in [
+        ("DELETE FROM checkpoints WHERE seq = 7", &[7][..], 0),
+        ("DELETE FROM checkpoints WHERE seq IN (3, 4)", &[3, 4], 0),
+        ("DELETE FROM operations WHERE number = 1", &[], 1),
+        ("DELETE FROM operations WHERE number = 2", &[], 1),
+        ("DELETE FROM operations", &[], 1),
+    ] {
+        let (_directory, path) = place();
+        let (id, states) = talk(&path, 20).await;
+        tamper(&path, sql);
+        let repair = fixed(&path);
+        let told = only(&repair);
+        assert_eq!((told.head, told.is_intact()), (HeadFate::Stands, false), "{sql}");
+        assert_eq!((&told.lost[..], told.operations_lost), (lost, operations_lost), "{sql}");
+        let store = SqliteStore::open(&path).unwrap();
+        assert!(store.state(id, 20).await.unwrap() == states[&20], "{sql}");
+        assert_eq!(store.check().await.unwrap().problems, Vec::<String>::new(), "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn commits_that_a_damaged_log_hides_are_said_to_be_lost() {
+    let (_directory, path) = place();
+    let other = path.with_file_name("other.db");
+    let log = |path: &Path| PathBuf::from(format!("{}-wal", path.display()));
+    let id = {
+        let store = SqliteStore::open(&path).unwrap();
+        let id = begin(&store, "a").await;
+        advance(&store, id, 2, 30).await;
+        // As a crash leaves them, and with a flipped bit in the middle.
+        std::fs::copy(&path, &other).unwrap();
+        let mut bytes = std::fs::read(log(&path)).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 4;
+        std::fs::write(log(&other), bytes).unwrap();
+        id
+    };
+    let error = SqliteStore::open(&other).unwrap_err().to_string();
+    let look = repair(&other, RepairMode::Look).unwrap();
+    assert_eq!((look.log_lost.as_deref(), &look.problems[..]), (Some(&*error), std::slice::from_ref(&error)));
+    assert_eq!(fixed(&other).log_lost, Some(error));
+    let store = SqliteStore::open(&other).unwrap();
+    let head = store.require(id).await.unwrap().head;
+    assert!((2..30).contains(&head), "@{head}");
+    assert_eq!(step(&store.state(id, head).await.unwrap()), head.to_string());
+}
+
+#[tokio::test]
 async fn any_page_may_be_gone_and_what_is_left_is_as_it_was() {
     let (_directory, path) = place();
     let (id, states) = talk(&path, 40).await;

@@ -21,7 +21,8 @@ pub(super) fn execute(app: &App, is_dry_run: bool) -> Result<ExitCode, Failure> 
         return Err(Failure::new(Code::Usage, "a store in memory cannot be repaired"));
     };
     if !path.exists() {
-        return Err(Failure::new(Code::NotFound, format!("no store at {}", path.display())));
+        return Err(Failure::new(Code::NotFound, format!("no store at {}", path.display()))
+            .hint("`retake run FILE` makes one"));
     }
     let mode = if is_dry_run { RepairMode::Look } else { RepairMode::Replace };
     let repair = SqliteStore::repair(&path, mode, &app.operation(), &app.options()?)?;
@@ -41,6 +42,7 @@ fn document(path: &Path, repair: &Repair) -> Value {
         "fixed": repair.damaged.is_some(),
         "damaged": repair.damaged,
         "problems": repair.problems,
+        "log_lost": repair.log_lost,
         "runs": runs,
     })
 }
@@ -103,8 +105,13 @@ fn print(app: &App, path: &Path, repair: &Repair) {
         app.output.line(format!("{} is sound: there is nothing to fix", path.display()));
         return;
     }
+    if let Some(lost) = &repair.log_lost {
+        let lost = format!("! {}", wording::plain(lost));
+        app.output.line(lost.red().bold().to_string());
+        app.output.line("  - lost: the commits behind it. Whose they were cannot be read: any run may have done more than it knows");
+    }
     for told in &repair.executions {
-        lines(told).into_iter().for_each(|line| app.output.line(line));
+        lines(told, repair.log_lost.is_some()).into_iter().for_each(|line| app.output.line(line));
     }
     match &repair.damaged {
         Some(damaged) => {
@@ -115,9 +122,12 @@ fn print(app: &App, path: &Path, repair: &Repair) {
     }
 }
 
-fn lines(told: &RepairedExecution) -> Vec<String> {
+fn lines(told: &RepairedExecution, is_log_lost: bool) -> Vec<String> {
     let name = wording::plain(&told.name);
     let mut lines = vec![match told.head {
+        HeadFate::Stands if told.is_intact() && is_log_lost => {
+            format!("{name} is as it was before these commits")
+        }
         HeadFate::Stands if told.is_intact() => format!("{name} is intact"),
         HeadFate::Stands => format!("{name} keeps its head"),
         HeadFate::FellBack { from, to, head } => {
@@ -151,7 +161,7 @@ fn lines(told: &RepairedExecution) -> Vec<String> {
     }
     for workflow in &told.definitions_lost {
         lines.push(format!(
-            "  - lost: the definition of workflow {workflow}; `resume --def FILE` gives it another"
+            "  - lost: the definition of workflow {workflow}: its points can be read, and not be resumed"
         ));
     }
     lines

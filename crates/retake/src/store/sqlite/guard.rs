@@ -318,7 +318,7 @@ fn begin(db: &Db, masters: &[MasterKey]) -> Result<(), StoreError> {
             return Ok(());
         }
         if db.number("SELECT 1 FROM executions LIMIT 1", [])?.is_some() {
-            let why = "it was made without a key, and cannot be given one: `retake export` its runs, and import them \
+            let why = "it was made without a key, and cannot be given one: export its runs without a key, and import them \
                        into a new store";
             return Err(no_key(db.path(), why.to_owned()));
         }

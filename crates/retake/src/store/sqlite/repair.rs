@@ -53,9 +53,10 @@ pub(super) fn repair(
         sweep(path)?;
     }
     let mut problems = check::check(&db).problems;
-    problems.extend(log.map(|error| error.to_string()));
+    let log_lost = log.map(|error| error.to_string());
+    problems.extend(log_lost.clone());
     if problems.is_empty() {
-        return Ok(Repair { problems, executions: Vec::new(), damaged: None });
+        return Ok(Repair { problems, log_lost, executions: Vec::new(), damaged: None });
     }
     let owner = Owner::new(clock.new_id(), path);
     let salvaged = Salvage::new(&db, by, clock, &owner).executions()?;
@@ -67,7 +68,7 @@ pub(super) fn repair(
             Some(fresh.take_the_place_of(path, db, clock)?)
         }
     };
-    Ok(Repair { problems, executions, damaged })
+    Ok(Repair { problems, log_lost, executions, damaged })
 }
 
 /// A sound store beside the damaged one. Removed where it does not take its place.

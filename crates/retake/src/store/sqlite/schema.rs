@@ -144,9 +144,10 @@ pub(super) fn open_alone(path: &Arc<Path>, masters: &[MasterKey]) -> Result<Db, 
         },
         Ok(found) => {
             let why = format!(
-                "it has format {found}: open it once with any other command, which brings it up to date"
+                "it has format {found}, and only format {FORMAT} is repaired: any other command brings it up to date, \
+                 unless damage is in the way"
             );
-            Err(not_a_store(path, &why))
+            Err(StoreError::Corrupt { record: path.display().to_string(), why })
         }
         Err(error) if is_busy(&error) => Err(Conflict::InUse { location: path.display().to_string() }.into()),
         Err(error) => Err(error),

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::super::chain;
 use super::super::db::{self, Db};
 use super::super::guard::Guard;
+use super::super::link::{self, Link};
 use super::super::owner::Owner;
 use super::super::row::{self, CheckpointRow, ExecutionRow, checkpoint_columns, operation_columns};
 use super::super::workflow;
@@ -172,7 +173,14 @@ impl<'a> Salvage<'a> {
         let id = record.as_ref().map(|record| record.id).or(hints.id);
         let has_id = id.is_some();
         let id = id.unwrap_or_else(|| self.clock.new_id());
-        let (operations, operations_lost) = self.operations(key, id);
+        let (operations, mut operations_lost) = self.operations(key, id);
+        if let Ok(Some(row)) = &row
+            && operations_lost == 0
+            && self.last_link(key, id) != Some(row.log_link)
+        {
+            // How many followed is not known.
+            operations_lost = 1;
+        }
         let head = record.as_ref().map(|record| record.head).or(hints.head).unwrap_or(0);
         let mut points = self.points(key, id, head);
         if !has_id && points.is_empty() && matches!(row, Ok(None)) {
@@ -189,6 +197,9 @@ impl<'a> Salvage<'a> {
             }
         };
         points.cut_to(head);
+        if let Ok(Some(row)) = &row {
+            self.miss(row, &mut points);
+        }
         if !points.intact.contains_key(&head)
             && points.stateless.iter().all(|record| record.seq != head)
             && head > 0
@@ -225,6 +236,30 @@ impl<'a> Salvage<'a> {
             if to == head { HeadFate::Stands } else { HeadFate::FellBack { from: head, to, head: head + 1 } };
         self.finish(&mut history, &told, newest);
         Ok(Some((told, Some(history))))
+    }
+
+    /// Notes points whose rows are not there, and which nobody pruned.
+    fn miss(&self, row: &ExecutionRow, points: &mut Points) {
+        let Ok(gaps) = link::gaps(self.db, row) else { return };
+        let is_known = |seq: &Seq| {
+            points.intact.contains_key(seq)
+                || points.unknown.contains(seq)
+                || points.stateless.iter().any(|record| record.seq == *seq)
+                || gaps.iter().any(|gap| (gap.first..=gap.last).contains(seq))
+        };
+        let missing: Vec<Seq> = (1..=row.record.head).filter(|seq| !is_known(seq)).collect();
+        points.unknown.extend(missing);
+    }
+
+    /// Returns the link of the last operation that is there.
+    fn last_link(&self, key: i64, id: ExecutionId) -> Option<Link> {
+        let last = self.db.first(
+            "SELECT link FROM operations WHERE execution = ?1 ORDER BY number DESC LIMIT 1",
+            [key],
+            |_| "the newest operation".to_owned(),
+            |row| db::link(row, 0),
+        );
+        last.ok().map(|last| last.unwrap_or_else(|| link::start(id)))
     }
 
     /// Refuses while somebody advances an execution.
@@ -391,7 +426,10 @@ impl<'a> Salvage<'a> {
                 Err(_) => lost += 1,
             }
         }
-        (numbered(operations), lost)
+        let there = operations.len();
+        let operations = numbered(operations);
+        let lost = lost.max((operations.len() - there) as u64);
+        (operations, lost)
     }
 
     /// Returns the workflows that an execution is known to have run, and those whose definitions cannot be read.
