@@ -10,14 +10,18 @@ use crate::failure::{Code, Failure};
 /// Most bytes of a file, or of what a command prints, that are read for a key.
 const TEXT_BYTES_MAX: u64 = 4 * 1024;
 
+/// Digits of a key.
+const KEY_DIGITS: usize = 64;
+
 /// Reads the key that a source names. No error holds what was read.
 pub(crate) fn read(source: &str) -> Result<MasterKey, Failure> {
     let text = match source.split_once(':') {
-        Some(("env", name)) => std::env::var(name)
-            .map_err(|_| failed(format!("the environment has no {name}, which is to hold the key")))?,
+        Some(("env", name)) => std::env::var(name).map_err(|_| {
+            failed(format!("the environment has no {}, which is to hold the key", shown(name)))
+        })?,
         Some(("file", path)) => {
             let file = std::fs::File::open(path).and_then(limited);
-            file.map_err(|error| Failure::unreadable(format!("the key from {path}"), &error))?
+            file.map_err(|error| Failure::unreadable(format!("the key from {}", shown(path)), &error))?
         }
         Some(("command", command)) => printed(command)?,
         Some(_) | None => {
@@ -27,9 +31,15 @@ pub(crate) fn read(source: &str) -> Result<MasterKey, Failure> {
     };
     MasterKey::parse(&text).map_err(|error| {
         // A command may hold what opens the place of the key.
-        let place = if source.starts_with("command:") { "its command" } else { source };
+        let place = if source.starts_with("command:") { "its command" } else { shown(source) };
         failed(format!("the key from {place} cannot be read: {error}")).hint("`retake key new` draws one")
     })
+}
+
+/// Returns a place as it may be repeated: somebody may have put the key itself there.
+fn shown(place: &str) -> &str {
+    let digits = place.bytes().filter(u8::is_ascii_hexdigit).count();
+    if digits < KEY_DIGITS { place } else { "the place that was named" }
 }
 
 fn printed(command: &str) -> Result<String, Failure> {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use retake::execution::{ExecutionResult, NodeExecutionResult, NodeId};
 use retake::store::{
-    Ask, ExecutionFilter, HistoryPage, MasterKey, NewOperation, Note, Options, Request, SqliteStore, Store,
-    StoreError, StoreExt,
+    Ask, ExecutionFilter, HistoryPage, MasterKey, NewOperation, Note, Options, RepairMode, Request,
+    SqliteStore, Store, StoreError, StoreExt,
 };
 use rusqlite::Connection;
 
@@ -139,6 +139,60 @@ async fn a_store_that_was_begun_without_a_key_is_not_given_one() {
     drop(store);
     let error = open(&path, &[1]).unwrap_err();
     assert!(error.to_string().contains("it was made without a key"), "{error}");
+}
+
+#[tokio::test]
+async fn neither_is_a_store_of_which_all_was_removed_for_what_was_there_may_still_be_read() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let id = begin(&store, "brave-otter").await;
+    store.delete(id).await.unwrap();
+    drop(store);
+    let error = open(&path, &[1]).unwrap_err();
+    assert!(error.to_string().contains("it was made without a key"), "{error}");
+}
+
+#[tokio::test]
+async fn a_repair_leaves_a_store_as_sealed_as_it_was_and_to_whom_its_key_belongs() {
+    let operation = operation();
+    let (_directory, path) = place();
+    let store = open(&path, &[1]).unwrap();
+    let id = begin(&store, "brave-otter").await;
+    advance(&store, id, 2, 5).await;
+    store.rotate_key(&key(2)).await.unwrap();
+    drop(store);
+    let damage = |sql: &str| Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+    damage("UPDATE deltas SET body = x'00' WHERE key = 5");
+    let repair = |keys: &[u8]| SqliteStore::repair(&path, RepairMode::Replace, &operation, &options(keys));
+    assert!(matches!(repair(&[]), Err(StoreError::Key { .. })), "without a key it is not repaired");
+    repair(&[1, 2]).unwrap();
+    assert!(open(&path, &[1]).is_err(), "the older key does not open it again");
+    let store = open(&path, &[2]).unwrap();
+    assert_eq!(store.require(id).await.unwrap().head, 6);
+    assert_eq!(step(&store.state(id, 6).await.unwrap()), "4");
+    drop(store);
+    // The key itself is sealed, and is right whatever its checksum says.
+    damage(
+        "UPDATE keyring SET checksum = x'00', master = 'odd'; UPDATE deltas SET body = x'00' WHERE key = 2",
+    );
+    let problems = open(&path, &[2]).unwrap().check().await.unwrap().problems;
+    assert!(problems[0].contains("delta 2") || problems[0].contains("state of point @2"), "{problems:?}");
+}
+
+#[tokio::test]
+async fn a_repair_with_a_key_leaves_a_bare_store_alone() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    begin(&store, "brave-otter").await;
+    drop(store);
+    let damage = "PRAGMA foreign_keys = OFF; DELETE FROM executions; PRAGMA wal_checkpoint(TRUNCATE)";
+    Connection::open(&path).unwrap().execute_batch(damage).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    for mode in [RepairMode::Look, RepairMode::Replace] {
+        let error = SqliteStore::repair(&path, mode, &operation(), &options(&[1])).unwrap_err();
+        assert!(error.to_string().contains("open it without one"), "{error}");
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), before);
 }
 
 #[tokio::test]

@@ -48,6 +48,8 @@ struct Wrapped {
     /// The id of the master key.
     master: String,
     wrapped: Vec<u8>,
+    /// Whether its checksum is right. A key that can be unwrapped is right without.
+    is_whole: bool,
 }
 
 /// Where a value of a row stands: as [`Place`], but for the store.
@@ -275,12 +277,22 @@ impl Db {
 }
 
 /// Returns what guards an open store, whose keyring is made if this is its beginning and there is a key to make it with.
-pub(super) fn find(db: &Db, masters: &[MasterKey]) -> Result<Guard, StoreError> {
+pub(super) fn found_or_made(db: &Db, masters: &[MasterKey]) -> Result<Guard, StoreError> {
     if !masters.is_empty() && db.number("SELECT 1 FROM keyring LIMIT 1", [])?.is_none() {
         begin(db, masters)?;
     }
+    find(db, masters)
+}
+
+/// Returns what guards an open store. Only reads.
+pub(super) fn find(db: &Db, masters: &[MasterKey]) -> Result<Guard, StoreError> {
     let rows = wrapped_keys(db)?;
-    let Some(newest) = rows.last() else { return Ok(Guard::Checksums) };
+    let Some(newest) = rows.last() else {
+        if !masters.is_empty() {
+            return Err(no_key(db.path(), "there is no key in it: open it without one".to_owned()));
+        }
+        return Ok(Guard::Checksums);
+    };
     if masters.is_empty() {
         return Err(no_key(db.path(), format!("it is encrypted: give the master key {}", newest.master)));
     }
@@ -295,6 +307,10 @@ pub(super) fn find(db: &Db, masters: &[MasterKey]) -> Result<Guard, StoreError> 
                     .unwrap_or_else(PoisonError::into_inner)
                     .insert(row.number, Arc::new(key)),
             ),
+            None if !row.is_whole => {
+                let why = "neither it nor its checksum is what was written".to_owned();
+                return Err(StoreError::Corrupt { record: format!("key {}", row.number), why });
+            }
             None => {
                 let given: Vec<String> = masters.iter().map(MasterKey::id).collect();
                 let why = format!(
@@ -309,7 +325,26 @@ pub(super) fn find(db: &Db, masters: &[MasterKey]) -> Result<Guard, StoreError> 
     Ok(Guard::Keys(keyring))
 }
 
-/// Makes the keyring of a store without executions.
+/// Returns master keys in another order: first the one that wraps the newest of a store's keys.
+pub(super) fn newest_first(db: &Db, masters: &[MasterKey]) -> Result<Vec<MasterKey>, StoreError> {
+    let mut masters = masters.to_vec();
+    if let Some(newest) = wrapped_keys(db)?.last() {
+        let opens = |master: &MasterKey| {
+            StoreKey::unwrap(newest.tenant, newest.number, &newest.wrapped, master).is_some()
+        };
+        masters.sort_by_key(|master| !opens(master));
+    }
+    Ok(masters)
+}
+
+/// Tells whether rows are sealed, whatever the keyring says.
+pub(super) fn is_sealed(db: &Db) -> Result<bool, StoreError> {
+    let sealed = "SELECT 1 FROM executions WHERE typeof(name) = 'blob' UNION ALL \
+                  SELECT 1 FROM checkpoints WHERE typeof(cause) = 'blob' LIMIT 1";
+    Ok(db.number(sealed, [])?.is_some())
+}
+
+/// Makes the keyring of a store that nothing was ever written to.
 fn begin(db: &Db, masters: &[MasterKey]) -> Result<(), StoreError> {
     db.script("BEGIN IMMEDIATE")?;
     let made = || -> Result<(), StoreError> {
@@ -317,7 +352,13 @@ fn begin(db: &Db, masters: &[MasterKey]) -> Result<(), StoreError> {
         if db.number("SELECT 1 FROM keyring LIMIT 1", [])?.is_some() {
             return Ok(());
         }
-        if db.number("SELECT 1 FROM executions LIMIT 1", [])?.is_some() {
+        // What was removed may still stand in pages that are free.
+        let is_used = db.number(
+            "SELECT 1 FROM executions UNION ALL SELECT 1 FROM workflows UNION ALL SELECT 1 FROM checkpoints UNION ALL \
+             SELECT 1 FROM deltas UNION ALL SELECT 1 FROM operations LIMIT 1",
+            [],
+        )?;
+        if is_used.is_some() || db.pragma("freelist_count")? > 0 {
             let why = "it was made without a key, and cannot be given one: export its runs without a key, and import them \
                        into a new store";
             return Err(no_key(db.path(), why.to_owned()));
@@ -400,12 +441,10 @@ fn wrapped_keys(db: &Db) -> Result<Vec<Wrapped>, StoreError> {
         [],
         |row| format!("key {}", db::shown(row, 0)),
         |row| {
-            if db::blob(row, 4)? != checksum("keyring", db::columns(row, 4)?.into_iter()) {
-                return Err("its checksum does not match".to_owned());
-            }
+            let is_whole = db::blob(row, 4)? == checksum("keyring", db::columns(row, 4)?.into_iter());
             let number = u32::try_from(db::integer(row, 0)?).map_err(|error| error.to_string())?;
             let (tenant, master, wrapped) = (db::id(row, 1)?, db::text(row, 2)?, db::blob(row, 3)?.to_vec());
-            Ok(Wrapped { number, tenant, master, wrapped })
+            Ok(Wrapped { number, tenant, master, wrapped, is_whole })
         },
     )
 }

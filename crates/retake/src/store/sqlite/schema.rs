@@ -89,7 +89,7 @@ fn settled(path: &Arc<Path>, masters: &[MasterKey]) -> Result<Db, StoreError> {
 
 fn guarded(path: &Arc<Path>, masters: &[MasterKey]) -> Result<Db, StoreError> {
     let db = migrated(path)?;
-    let guard = guard::find(&db, masters)?;
+    let guard = guard::found_or_made(&db, masters)?;
     Ok(db.guarded(guard))
 }
 
@@ -136,10 +136,10 @@ pub(super) fn open_alone(path: &Arc<Path>, masters: &[MasterKey]) -> Result<Db, 
             Ok(guard) => Ok(db.guarded(guard)),
             // Nobody says that it is encrypted: if it was not, there was nothing in the keyring. The list of tables, without
             // which nothing can be found, is another matter.
-            Err(StoreError::Corrupt { .. }) if masters.is_empty() => {
-                db.number("SELECT count(*) FROM sqlite_schema", [])?;
-                Ok(db)
-            }
+            Err(error @ StoreError::Corrupt { .. }) if masters.is_empty() => match guard::is_sealed(&db)? {
+                true => Err(error),
+                false => Ok(db),
+            },
             Err(error) => Err(error),
         },
         Ok(found) => {
