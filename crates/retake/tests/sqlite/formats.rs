@@ -87,6 +87,24 @@ async fn what_was_damaged_in_an_older_format_is_damaged_in_the_new_one_and_hides
     }
 }
 
+#[tokio::test]
+async fn an_execution_whose_row_was_damaged_before_is_made_again_of_its_points() {
+    let (_directory, path) = place();
+    std::fs::copy(fixture(1, "db"), &path).unwrap();
+    let tamper = rusqlite::Connection::open(&path).unwrap();
+    tamper.execute_batch("UPDATE executions SET head = 1 WHERE key = 1").unwrap();
+    drop(tamper);
+    drop(SqliteStore::open(&path).unwrap());
+    let by = retake::store::NewOperation { who: "ada".into(), command: "retake doctor --fix".into() };
+    let mode = retake::store::RepairMode::Replace;
+    let repair = SqliteStore::repair(&path, mode, &by, &retake::store::Options::default()).unwrap();
+    let told = repair.executions.iter().find(|told| told.name == "first").unwrap();
+    assert_eq!(told.head, retake::store::HeadFate::Stands);
+    let store = SqliteStore::open(&path).unwrap();
+    assert_eq!(store.require(told.id).await.unwrap().head, 19);
+    assert_eq!(store.check().await.unwrap().problems, Vec::<String>::new());
+}
+
 #[test]
 fn many_processes_may_bring_one_store_to_the_new_format_at_once() {
     for format in FORMATS {

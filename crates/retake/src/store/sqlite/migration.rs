@@ -5,7 +5,7 @@
 
 use rusqlite::types::{Value, ValueRef};
 
-use super::db::Db;
+use super::db::{self, Db};
 use super::link::{self, Gap, Link};
 use super::row;
 use crate::execution::ExecutionId;
@@ -160,6 +160,19 @@ fn chain_histories(db: &Db) -> Result<(), StoreError> {
         None,
         21,
     )?;
+    // Points of an execution whose own row is damaged are whole by themselves, and are what it can be made of again.
+    let damaged = db.all(
+        "SELECT key, id FROM executions ORDER BY key",
+        [],
+        |_| "the table of executions".to_owned(),
+        |row| Ok((db::integer(row, 0)?, db::id(row, 1).unwrap_or_default())),
+    )?;
+    for (key, id) in damaged {
+        if !executions.iter().any(|intact| intact[0] == Value::Integer(key)) {
+            chain_points(db, key, id)?;
+            chain_operations(db, key, id)?;
+        }
+    }
     for execution in executions {
         let [Value::Integer(key), Value::Blob(id), ..] = &execution[..] else { continue };
         let Ok(id) = ExecutionId::from_slice(id) else { continue };
