@@ -80,17 +80,37 @@ fn write(history: &History, file: &Path) -> Result<u64, Failure> {
         history.write_to(BufWriter::new(&mut out))?;
         return Ok(out.bytes);
     }
+    if is_sqlite(file) {
+        let message = format!("{} is a SQLite file, and is not replaced", file.display());
+        return Err(Failure::new(Code::Usage, message));
+    }
     let mut partial = file.as_os_str().to_owned();
     partial.push(format!(".partial-{}", std::process::id()));
     let partial = PathBuf::from(partial);
     let written = || -> Result<u64, Failure> {
-        let mut out = Counted { out: File::create(&partial).map_err(failed)?, bytes: 0 };
+        let mut out = Counted { out: private(&partial).map_err(failed)?, bytes: 0 };
         history.write_to(BufWriter::new(&mut out))?;
         out.out.sync_all().map_err(failed)?;
         std::fs::rename(&partial, file).map_err(failed)?;
         Ok(out.bytes)
     };
     written().inspect_err(|_| drop(std::fs::remove_file(&partial)))
+}
+
+/// Makes a file that nobody else reads: the store may be encrypted, and what is exported is not.
+fn private(path: &Path) -> std::io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
+/// Tells whether there is a store, or another database, where the file is to be.
+fn is_sqlite(path: &Path) -> bool {
+    let mut magic = [0; 16];
+    let read = File::open(path).and_then(|mut file| std::io::Read::read_exact(&mut file, &mut magic));
+    read.is_ok() && magic == *b"SQLite format 3\0"
 }
 
 struct Counted {
