@@ -60,11 +60,11 @@ pub(crate) fn money(usd: Option<&str>) -> String {
 
 /// Returns what a run has cost so far for a person, or `None` where nothing was bought.
 pub(crate) fn spend(spend: &Spend) -> Option<String> {
-    if spend.paid.priced + spend.paid.unpriced == 0 {
+    if (spend.paid.priced, spend.paid.unpriced) == (0, 0) {
         return None;
     }
     let spent = format!("spent {}", money(spend.paid.usd().as_deref()));
-    if spend.reused.priced + spend.reused.unpriced == 0 {
+    if (spend.reused.priced, spend.reused.unpriced) == (0, 0) {
         return Some(spent);
     }
     let [reused, from_zero] = [spend.reused, spend.from_zero()].map(|cost| money(cost.usd().as_deref()));

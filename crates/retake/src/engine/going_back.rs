@@ -246,6 +246,10 @@ impl Engine {
         workflow: &Workflow,
         mut first: NewCheckpoint,
     ) -> Result<Forked, EngineError> {
+        if let Some(name) = &name {
+            let masks = Masks::of(Some(workflow), &*self.secrets);
+            refuse_secret(&masks, "the name", &serde_json::Value::from(name.as_str()))?;
+        }
         first.compress = workflow.definition().checkpoints.compress;
         let mut names = Names::new(name, id);
         loop {

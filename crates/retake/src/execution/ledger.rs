@@ -126,7 +126,7 @@ impl ExecutionContext {
     /// [`AppendError`] where a write does not fit its variable. Nothing has changed then.
     pub fn conclude(&mut self, node: NodeId, mut result: NodeExecutionResult) -> Result<(), AppendError> {
         let mut after = self.clone();
-        after.ledger.turn += 1;
+        after.ledger.turn = after.ledger.turn.saturating_add(1);
         result.ended = after.ledger.turn;
         for write in &result.writes {
             after.bury(&write.variable);
@@ -140,7 +140,7 @@ impl ExecutionContext {
 
     /// Sets a variable on behalf of a person, or removes it, in a turn of its own.
     pub fn set_by_hand(&mut self, name: &str, value: Option<Value>) {
-        self.ledger.turn += 1;
+        self.ledger.turn = self.ledger.turn.saturating_add(1);
         let base = Base { turn: self.ledger.turn, value };
         match &base.value {
             Some(value) => self.set_variable(name.to_owned(), value.clone()),

@@ -146,8 +146,8 @@ impl History {
         let mut last = 0;
         for OperationRecord { number, before, after, .. } in &self.operations {
             let refused = |why: String| Err(unstorable(format!("operation {number}"), why));
-            if *number <= last {
-                return refused(format!("it comes after operation {last}"));
+            if *number != last + 1 {
+                return refused(format!("it comes after operation {last}, and each is the next"));
             }
             if before > after || *after > self.execution.head {
                 return refused(format!(

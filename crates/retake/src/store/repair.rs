@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::{KeptWorkflow, Seq};
+use super::{KeptWorkflow, OperationRecord, Seq};
 use crate::execution::{ExecutionId, NodeId, WorkflowId};
 
 /// Whether a repair is only looked at.
@@ -48,6 +48,8 @@ pub struct RepairedExecution {
     pub nodes: Vec<String>,
     /// The nodes that are done with at its head now.
     pub done: BTreeSet<NodeId>,
+    /// What people did that went with the lost points, oldest first: it no longer holds.
+    pub taken_back: Vec<OperationRecord>,
     /// How many entries of the operation log are lost.
     pub operations_lost: u64,
     /// Workflows that it ran whose definitions are lost.

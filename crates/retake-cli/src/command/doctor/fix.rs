@@ -64,6 +64,7 @@ fn run(told: &RepairedExecution) -> Value {
         "unknown": told.unknown,
         "rerun": again(told),
         "may_have_happened": effects(told),
+        "taken_back": told.taken_back.iter().map(|operation| operation.number).collect::<Vec<_>>(),
         "operations_lost": told.operations_lost,
         "definitions_lost": told.definitions_lost,
     })
@@ -155,6 +156,11 @@ fn lines(told: &RepairedExecution, is_log_lost: bool) -> Vec<String> {
             wording::plain(&effects.join(", "))
         );
         lines.push(warning.red().bold().to_string());
+    }
+    for operation in &told.taken_back {
+        let (kind, command) = (operation.cause.kind(), wording::plain(&operation.command));
+        let what = format!("  ! operation {}, {kind}, no longer holds: `{command}`", operation.number);
+        lines.push(what.red().bold().to_string());
     }
     if told.operations_lost > 0 {
         lines.push(format!("  - lost: {} of its log", wording::count(told.operations_lost, "operation")));

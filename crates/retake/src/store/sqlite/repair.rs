@@ -20,6 +20,7 @@ use std::sync::Arc;
 use self::salvage::Salvage;
 use super::check;
 use super::db::Db;
+use super::guard;
 use super::moving::{self, Prepared};
 use super::owner::Owner;
 use super::schema::{self, Missing};
@@ -59,12 +60,14 @@ pub(super) fn repair(
         return Ok(Repair { problems, log_lost, executions: Vec::new(), damaged: None });
     }
     let owner = Owner::new(clock.new_id(), path);
-    let salvaged = Salvage::new(&db, by, clock, &owner).executions()?;
+    let salvaged = Salvage::new(&db, by, clock, &owner, log_lost.is_some()).executions()?;
     let (mut executions, histories): (Vec<_>, Vec<_>) = salvaged.into_iter().unzip();
     let damaged = match mode {
         RepairMode::Look => None,
         RepairMode::Replace => {
-            let fresh = Fresh::make(path, executions.iter_mut().zip(histories), options)?;
+            let keys = guard::newest_first(&db, keys)?;
+            let options = Options { keys, ..options.clone() };
+            let fresh = Fresh::make(path, executions.iter_mut().zip(histories), &options)?;
             Some(fresh.take_the_place_of(path, db, clock)?)
         }
     };

@@ -83,6 +83,8 @@ pub(super) struct Salvage<'a> {
     by: &'a NewOperation,
     clock: &'a Arc<dyn Clock>,
     owner: &'a Owner,
+    /// Whether commits are lost of which it is not known whose they were.
+    is_log_lost: bool,
     /// The state at each delta that a point stands on, where it can be read.
     images: HashMap<i64, Image>,
 }
@@ -110,8 +112,14 @@ struct Points {
 }
 
 impl<'a> Salvage<'a> {
-    pub(super) fn new(db: &'a Db, by: &'a NewOperation, clock: &'a Arc<dyn Clock>, owner: &'a Owner) -> Self {
-        Self { db, by, clock, owner, images: HashMap::new() }
+    pub(super) fn new(
+        db: &'a Db,
+        by: &'a NewOperation,
+        clock: &'a Arc<dyn Clock>,
+        owner: &'a Owner,
+        is_log_lost: bool,
+    ) -> Self {
+        Self { db, by, clock, owner, is_log_lost, images: HashMap::new() }
     }
 
     /// Returns all executions of which there is a trace, each with its history where that can go on.
@@ -218,6 +226,7 @@ impl<'a> Salvage<'a> {
             unknown: points.unknown.iter().copied().collect(),
             nodes: points.nodes_lost(),
             done: BTreeSet::new(),
+            taken_back: Vec::new(),
             operations_lost,
             definitions_lost: Vec::new(),
             workflow: None,
@@ -234,6 +243,9 @@ impl<'a> Salvage<'a> {
         let mut history = History { execution, workflows, points: points.told(), operations };
         told.head =
             if to == head { HeadFate::Stands } else { HeadFate::FellBack { from: head, to, head: head + 1 } };
+        let is_taken_back =
+            |operation: &&OperationRecord| operation.after > to && operation.after > operation.before;
+        told.taken_back = history.operations.iter().filter(is_taken_back).cloned().collect();
         self.finish(&mut history, &told, newest);
         Ok(Some((told, Some(history))))
     }
@@ -299,7 +311,7 @@ impl<'a> Salvage<'a> {
             let point = HistoryPoint { record: head.clone(), base: Some(to), delta: Delta::default() };
             history.points.push(point);
         }
-        if !told.is_intact() {
+        if !told.is_intact() || self.is_log_lost {
             let NewOperation { who, command } = self.by.clone();
             let number = history.operations.last().map_or(1, |last| last.number + 1);
             let after = head.seq;
@@ -428,7 +440,7 @@ impl<'a> Salvage<'a> {
         }
         let there = operations.len();
         let operations = numbered(operations);
-        let lost = lost.max((operations.len() - there) as u64);
+        let lost = lost.max(operations.len().abs_diff(there) as u64);
         (operations, lost)
     }
 
@@ -447,10 +459,12 @@ impl<'a> Salvage<'a> {
         ids.extend(points.intact.values().map(|(record, _)| record.workflow_id));
         let mut lost = Vec::new();
         let workflow = |id| {
-            let definition = workflow::definition(self.db, id).unwrap_or_else(|_| {
+            let definition = workflow::definition(self.db, id);
+            let is_there = self.db.number("SELECT 1 FROM workflows WHERE id = ?1", [id.as_bytes()]);
+            if definition.is_err() || !matches!(is_there, Ok(Some(_))) {
                 lost.push(id);
-                None
-            });
+            }
+            let definition = definition.unwrap_or_default();
             KeptWorkflow { id, definition: definition.unwrap_or_default() }
         };
         (ids.into_iter().map(workflow).collect(), lost)
@@ -593,6 +607,9 @@ impl Points {
 fn numbered(found: Vec<OperationRecord>) -> Vec<OperationRecord> {
     let mut operations: Vec<OperationRecord> = Vec::with_capacity(found.len());
     for operation in found {
+        if operation.number > operations.len() as u64 + PROBES_MAX as u64 {
+            break;
+        }
         for number in operations.len() as u64 + 1..operation.number {
             let cause = Cause::Repair { from: operation.before, lost: Vec::new() };
             let (who, command) = ("unknown".to_owned(), "lost".to_owned());
