@@ -271,7 +271,7 @@ impl SqliteStore {
         let (reads, read_queue) = mpsc::channel(reader::QUEUE_MAX);
         let (tasks, task_queue) = blocking::sync_channel(keeper::TASKS_MAX);
         let keeper = Keeper { shared: Arc::clone(&shared), tasks: task_queue, writer: writes.downgrade() };
-        let log = if schema::has_log(&shared.path) { Log::Found } else { Log::Proven };
+        let log = if log::has_frames(&shared.path) { Log::Found } else { Log::Proven };
         let writer =
             Writer { db, log, shared: Arc::clone(&shared), queue: write_queue, keeper: tasks.clone() };
         let read_queue = Arc::new(Mutex::new(read_queue));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::{db, schema};
+use super::{db, log};
 use crate::store::StoreError;
 
 /// How connections to a store's file are opened.
@@ -23,7 +23,7 @@ pub(super) enum Access {
 ///
 /// Refused where there is a log beside the file: only SQLite can read it, and not without writing its index.
 pub(super) fn frozen(path: &Path) -> Result<Connection, StoreError> {
-    if schema::has_log(path) {
+    if log::has_frames(path) {
         let why = "its directory is read-only, and commits wait in the log beside it: copy both to where they may be \
                    written";
         return Err(StoreError::Io {

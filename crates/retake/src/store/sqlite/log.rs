@@ -70,6 +70,11 @@ pub(super) fn beside(store: &Path) -> PathBuf {
     log.into()
 }
 
+/// Tells whether there is anything in a store's log.
+pub(super) fn has_frames(store: &Path) -> bool {
+    std::fs::metadata(beside(store)).is_ok_and(|log| log.len() > 0)
+}
+
 fn broken(store: &Path, log: &Path) -> io::Result<Option<Break>> {
     let mut log = match File::open(log) {
         Ok(log) => log,

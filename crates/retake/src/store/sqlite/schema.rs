@@ -298,7 +298,7 @@ fn look(path: &Path, missing: Missing) -> Result<(), StoreError> {
         .map_err(|error| failed(path, "reading its header", error))?;
     if header.is_empty() {
         // SQLite would take the file for new, and delete the log unread.
-        if has_log(path) {
+        if log::has_frames(path) {
             return Err(not_a_store(path, "it is empty, and the log beside it is not: it was cut short"));
         }
         return match missing {
@@ -319,12 +319,6 @@ fn look(path: &Path, missing: Missing) -> Result<(), StoreError> {
 }
 
 /// Tells whether there is a write-ahead log beside the file that holds anything.
-pub(super) fn has_log(path: &Path) -> bool {
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
-    std::fs::metadata(log).is_ok_and(|file| file.len() > 0)
-}
-
 fn is_busy(error: &StoreError) -> bool {
     let StoreError::Io { source, .. } = error else { return false };
     let Some(error) = source.downcast_ref::<rusqlite::Error>() else { return false };
