@@ -147,7 +147,7 @@ impl History {
         for OperationRecord { number, before, after, .. } in &self.operations {
             let refused = |why: String| Err(unstorable(format!("operation {number}"), why));
             if *number != last + 1 {
-                return refused(format!("it comes after operation {last}, and each is the next"));
+                return refused(format!("it stands where operation {} belongs", last + 1));
             }
             if before > after || *after > self.execution.head {
                 return refused(format!(

@@ -273,7 +273,7 @@ async fn what_is_no_whole_history_is_refused_by_its_path(trial: Trial) {
     let elsewhere = MemoryStore::new();
     let id = furnish(&trial, &elsewhere).await;
     let whole = export(&elsewhere, id).await;
-    let changes: [(&str, Change); 16] = [
+    let changes: [(&str, Change); 17] = [
         ("the points", |history| history.points.clear()),
         ("the head", |history| history.execution.head = 14),
         ("the head", |history| drop(history.points.pop())),
@@ -290,7 +290,8 @@ async fn what_is_no_whole_history_is_refused_by_its_path(trial: Trial) {
             history.workflows.push(history.workflows[0].clone());
         }),
         ("point @7", |history| history.points[1].delta = append("log", 3, "?")),
-        ("operation 1", |history| history.operations.swap(0, 1)),
+        ("operation 2", |history| history.operations.swap(0, 1)),
+        ("operation 2", |history| drop(history.operations.remove(0))),
         ("operation 2", |history| history.operations[1].after = 14),
     ];
     for (expected, change) in changes {
