@@ -1,6 +1,7 @@
 //! What this program does as a child of itself: the processes that faults befall, and what is heard of them.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc;
@@ -154,6 +155,7 @@ impl Running {
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .process_group(0)
             .spawn()
             .map_err(|error| format!("{program}: {error}"))?;
         let stdout = child.stdout.take().ok_or("the child has no output")?;
@@ -192,8 +194,16 @@ impl Running {
 
     /// Kills it. Returns all that it said.
     pub(crate) fn kill(mut self) -> Outcome<Vec<Told>> {
-        self.child.kill()?;
+        self.end()?;
         self.finish()
+    }
+
+    /// Kills it with all that it started: a tracer that was stopped with it would keep what it says from ending.
+    fn end(&mut self) -> Outcome<()> {
+        let group = Pid::from_child(&self.child);
+        // Nobody may be left in it.
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+        Ok(self.child.kill()?)
     }
 
     /// Waits until it ends by itself. Returns all that it said.
@@ -207,7 +217,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // It may have ended.
-        drop(self.child.kill());
+        drop(self.end());
         drop(self.child.wait());
     }
 }

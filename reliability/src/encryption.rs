@@ -21,6 +21,9 @@ const WRITTEN: &[u8] = b" said ";
 /// Points that each writer makes at least before the master key is changed again.
 const COMMITS_BETWEEN: Seq = 3;
 
+/// About how many points of each execution are read again.
+const POINTS_LOOKED_AT: Seq = 60;
+
 /// What the writers were told is durable: each execution, and its newest point.
 type Acknowledged = Vec<(u64, ExecutionId, Seq)>;
 
@@ -37,7 +40,7 @@ pub(crate) async fn run(settings: Settings) -> Outcome<Report> {
     let unreadable = unreadable(&path, last, &acknowledged).await?;
     let figure = format!(
         "{rotations} changes of the master key beside {EXECUTIONS} writers of two opened stores; with the last key \
-         alone {unreadable} of {points} acknowledged points cannot be read"
+         alone {unreadable} of those looked at among {points} acknowledged points cannot be read"
     );
     report.promise("the master key changes under load", figure, unreadable == 0 && points > 0);
     let found = occurrences(&path)?;
@@ -115,7 +118,9 @@ async fn unreadable(path: &Path, keys: &[MasterKey], acknowledged: &Acknowledged
     let store = SqliteStore::open_existing_with(path, options)?;
     let mut unreadable = 0;
     for (execution, id, head) in acknowledged {
-        for seq in 1..=*head {
+        // As many as show whatever key sealed them.
+        let step = usize::try_from(*head / POINTS_LOOKED_AT)?.max(1);
+        for seq in (1..=*head).rev().step_by(step) {
             let state = store.context(*id, seq).await;
             unreadable += usize::from(!state.is_ok_and(|ctx| history::is_state(&ctx, *execution, seq)));
         }
