@@ -147,13 +147,13 @@ fn squash(db: &Db, execution: &mut ExecutionRow) -> Result<(), StoreError> {
 /// Returns the deltas below `kept` that only it needs, newest first, and what lies below those.
 fn run_below(db: &Db, kept: i64) -> Result<(Vec<i64>, Option<i64>), StoreError> {
     let mut run = Vec::new();
-    let mut base = require_link(db, kept)?.base;
+    let mut base = chain::base(db, kept)?;
     while let Some(key) = base {
         if is_pointed_at(db, key)? || children(db, key)? != 1 {
             break;
         }
         run.push(key);
-        base = require_link(db, key)?.base;
+        base = chain::base(db, key)?;
     }
     Ok((run, base))
 }
@@ -215,10 +215,6 @@ fn link(db: &Db, key: i64) -> Result<Option<Link>, StoreError> {
             base => Ok(Link { base, length: db::integer(row, 1)? }),
         },
     )
-}
-
-fn require_link(db: &Db, key: i64) -> Result<Link, StoreError> {
-    link(db, key)?.ok_or_else(|| chain::missing(key))
 }
 
 fn is_pointed_at(db: &Db, key: i64) -> Result<bool, StoreError> {
