@@ -10,6 +10,7 @@
 //! file before the rename, as every last one to close it does: a log that stayed beside the new file would be taken for
 //! the new file's.
 
+mod points;
 mod salvage;
 
 use std::fs::File;

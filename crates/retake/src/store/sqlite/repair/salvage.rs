@@ -1,7 +1,7 @@
 //! What can be read of a damaged file. Every row is looked for by its key, so that one which is damaged, or lies on a
 //! damaged page, does not hide the others.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -14,12 +14,12 @@ use super::super::link::{self, Link};
 use super::super::owner::Owner;
 use super::super::row::{self, CheckpointRow, ExecutionRow, checkpoint_columns, operation_columns};
 use super::super::workflow;
+use super::points::Points;
 use crate::clock::Clock;
 use crate::execution::{ExecutionId, ExecutionState, NodeId, Spend, WorkflowId};
-use crate::store::history::delta_between;
 use crate::store::{
     Cause, CheckpointRecord, Conflict, Delta, ExecutionRecord, HeadFate, History, HistoryPoint, Image,
-    KeptWorkflow, Key, NewOperation, OperationRecord, Origin, RecordFate, RepairedExecution, Seq, StoreError,
+    KeptWorkflow, NewOperation, OperationRecord, Origin, RecordFate, RepairedExecution, Seq, StoreError,
     context,
 };
 
@@ -98,17 +98,6 @@ struct Hints {
     head: Option<Seq>,
     created_at: Option<DateTime<Utc>>,
     origin: Option<Origin>,
-}
-
-/// The points of an execution.
-#[derive(Default)]
-struct Points {
-    /// Those whose row and state are intact.
-    intact: BTreeMap<Seq, (CheckpointRecord, Image)>,
-    /// Those whose row says what they recorded, but whose state is lost.
-    stateless: Vec<CheckpointRecord>,
-    /// Those whose row cannot be read.
-    unknown: BTreeSet<Seq>,
 }
 
 impl<'a> Salvage<'a> {
@@ -530,76 +519,6 @@ impl Hints {
             origin: self.origin.or(forked),
             ..stub(id)
         }
-    }
-}
-
-impl Points {
-    fn is_empty(&self) -> bool {
-        self.intact.is_empty() && self.stateless.is_empty() && self.unknown.is_empty()
-    }
-
-    /// Returns the newest point whose row is intact.
-    fn newest(&self) -> Seq {
-        let intact = self.intact.last_key_value().map(|(seq, _)| *seq);
-        intact.max(self.stateless.iter().map(|record| record.seq).max()).unwrap_or(0)
-    }
-
-    /// Forgets what would lie beyond the head: a row with a damaged number.
-    fn cut_to(&mut self, head: Seq) {
-        self.intact.retain(|seq, _| *seq <= head);
-        self.stateless.retain(|record| record.seq <= head);
-        self.unknown.retain(|seq| *seq <= head);
-    }
-
-    /// Gives up points whose state is not what this library writes: the newest until one is, and those with a label.
-    fn decode(&mut self) {
-        let mut may_be_head = true;
-        let mut lost = Vec::new();
-        for (seq, (record, image)) in self.intact.iter().rev() {
-            if may_be_head || record.label.is_some() {
-                let is_ours = image.get(&Key::Header).is_some();
-                if is_ours && context(record.execution_id, image).is_err() {
-                    lost.push(*seq);
-                } else {
-                    may_be_head = false;
-                }
-            }
-        }
-        for seq in lost {
-            self.stateless.extend(self.intact.remove(&seq).map(|(record, _)| record));
-        }
-    }
-
-    fn lost(&self) -> Vec<Seq> {
-        let stateless = self.stateless.iter().map(|record| record.seq);
-        stateless.chain(self.unknown.iter().copied()).collect::<BTreeSet<Seq>>().into_iter().collect()
-    }
-
-    fn nodes_lost(&self) -> Vec<String> {
-        let mut nodes = BTreeSet::new();
-        for record in &self.stateless {
-            nodes.extend(record.nodes.iter().cloned());
-            if let Cause::Started { node } | Cause::Compensate { node } = &record.cause {
-                nodes.insert(node.clone());
-            }
-        }
-        nodes.into_iter().collect()
-    }
-
-    /// Returns the intact points, each on its parent where that is intact, or on the one before it.
-    fn told(&self) -> Vec<HistoryPoint> {
-        let mut before = None;
-        let point = |(seq, (record, image)): (&Seq, &(CheckpointRecord, Image))| {
-            let parent = record.parent.filter(|parent| parent < seq && self.intact.contains_key(parent));
-            let base = parent.or(before);
-            before = Some(*seq);
-            let delta = match base.and_then(|base| self.intact.get(&base)) {
-                Some((_, base)) => delta_between(base, image),
-                None => image.to_delta(),
-            };
-            HistoryPoint { record: record.clone(), base, delta }
-        };
-        self.intact.iter().map(point).collect()
     }
 }
 
