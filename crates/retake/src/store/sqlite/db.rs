@@ -272,8 +272,9 @@ impl Db {
 pub(super) fn fault(path: &Path, action: &'static str, error: rusqlite::Error) -> StoreError {
     let location = path.display().to_string();
     let code = error.sqlite_error_code();
-    // What is written stays within the limits on values, so that only damage makes a row too big.
-    if matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::TooBig)) {
+    // What is written stays within the limits on values, so that only damage makes a row too big, or larger than the 2 GiB
+    // that SQLite asks of the system at most. Where the system itself has no memory left, the process does not get here.
+    if matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::TooBig | ErrorCode::OutOfMemory)) {
         StoreError::Corrupt { record: location, why: error.to_string() }
     } else if let rusqlite::Error::SqlInputError { msg, .. } = &error {
         // Every statement is written in this program, and fits the tables that it makes.
@@ -495,4 +496,18 @@ pub(super) fn to_packed(path: &str, value: &impl serde::Serialize) -> Result<Vec
 pub(super) fn to_json(path: &str, value: &impl serde::Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value)
         .map_err(|error| StoreError::Unstorable { path: path.to_owned(), why: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    #[test]
+    fn a_row_that_claims_more_than_sqlite_allocates_is_damaged() {
+        let error = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_NOMEM), None);
+        let fault = fault(Path::new("retake.db"), "reading", error);
+        assert!(matches!(&fault, StoreError::Corrupt { record, .. } if record == "retake.db"), "{fault:?}");
+    }
 }
