@@ -16,6 +16,7 @@ mod encryption;
 mod error;
 mod history;
 mod memory;
+mod queue;
 mod record;
 mod repair;
 mod sharing;
@@ -38,6 +39,10 @@ pub use history::{
     HistoryPoint, KeptWorkflow,
 };
 pub use memory::MemoryStore;
+pub use queue::{
+    CLAIMS_MAX, Claim, Claimed, Limit, QUEUE_DEFAULT, Queue, QueueDepth, Settlement, StaleLease, Submitted,
+    Ticket, WorkerRecord, WorkerReport,
+};
 pub use record::{
     Ask, Cause, CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Lease,
     NewCheckpoint, NewExecution, NewOperation, NewWorkflow, Note, OperationRecord, Origin, Report, Request,
