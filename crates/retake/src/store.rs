@@ -16,6 +16,8 @@ mod encryption;
 mod error;
 mod history;
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod queue;
 mod record;
 mod repair;
@@ -39,6 +41,8 @@ pub use history::{
     HistoryPoint, KeptWorkflow,
 };
 pub use memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresOptions, PostgresStore};
 pub use queue::{
     CLAIMS_MAX, Claim, Claimed, Limit, QUEUE_DEFAULT, Queue, QueueDepth, Settlement, StaleLease, Submitted,
     Ticket, WorkerRecord, WorkerReport,

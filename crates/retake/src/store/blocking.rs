@@ -382,6 +382,8 @@ impl From<StoreError> for CheckpointError {
             | StoreError::NewerFormat { .. }
             | StoreError::Key { .. }
             | StoreError::NotAStore { .. }
+            | StoreError::Absent { .. }
+            | StoreError::Refused { .. }
             | StoreError::Full { .. }
             | StoreError::Io { .. }
             | StoreError::Closed { .. } => Self::StorageError(Source::new(error)),

@@ -89,6 +89,25 @@ pub enum StoreError {
         why: String,
     },
 
+    /// There is no store at the location yet.
+    #[error("no store at {location}")]
+    Absent {
+        /// Where it would be.
+        location: String,
+    },
+
+    /// The server refuses, and will until somebody changes what it says: a permission, a setting, the address.
+    #[error("{location}: {action} was refused")]
+    Refused {
+        /// The store.
+        location: String,
+        /// What was being done.
+        action: &'static str,
+        /// What the server said, or what is wrong with it.
+        #[source]
+        source: Source,
+    },
+
     /// The disk, or the file's size limit, is full. Nothing of the commit was written; free space and try again.
     #[error("{location} is full")]
     Full {
@@ -194,6 +213,8 @@ impl StoreError {
             | Self::NewerFormat { .. }
             | Self::Key { .. }
             | Self::NotAStore { .. }
+            | Self::Absent { .. }
+            | Self::Refused { .. }
             | Self::Closed { .. } => false,
         }
     }

@@ -282,6 +282,8 @@ fn decode(points: &[HistoryPoint], states: &[Image], lines: &[u64]) -> Result<()
                 | StoreError::NewerFormat { .. }
                 | StoreError::Key { .. }
                 | StoreError::NotAStore { .. }
+                | StoreError::Absent { .. }
+                | StoreError::Refused { .. }
                 | StoreError::Full { .. }
                 | StoreError::Io { .. }
                 | StoreError::Closed { .. }) => other.to_string(),

@@ -308,6 +308,8 @@ pub(super) fn is_of_the_disk(error: &StoreError) -> bool {
         | StoreError::NewerFormat { .. }
         | StoreError::Key { .. }
         | StoreError::NotAStore { .. }
+        | StoreError::Absent { .. }
+        | StoreError::Refused { .. }
         | StoreError::Closed { .. } => false,
     }
 }

@@ -1,0 +1,148 @@
+//! The connections of a store: at most so many, handed out one at a time.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::PostgresOptions;
+use super::address::Address;
+use super::connect::Connection;
+use super::fault::{Fault, Link};
+
+/// Pauses between attempts to connect begin with this, and double.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+
+/// And they stop to double here.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// What is done where the server does not take a connection now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// It is reported.
+    None,
+    /// It is tried again until the deadline.
+    UntilDeadline,
+}
+
+#[derive(Debug)]
+pub(super) struct Pool {
+    pub(super) address: Address,
+    pub(super) options: PostgresOptions,
+    permits: Arc<Semaphore>,
+    idle: Mutex<Vec<Connection>>,
+}
+
+/// A connection that is in use. Where it is dropped instead of given back, it is closed, for nobody knows what is still
+/// on its way.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// Taken only when it is given back or dropped.
+    connection: Option<Connection>,
+    pool: Arc<Pool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Pool {
+    pub(super) fn new(address: Address, options: PostgresOptions) -> Arc<Self> {
+        let permits = Arc::new(Semaphore::new(options.connections_max.max(1)));
+        Arc::new(Self { address, options, permits, idle: Mutex::default() })
+    }
+
+    pub(super) fn location(&self) -> &str {
+        self.address.location()
+    }
+
+    /// Returns a connection, made where none is idle.
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        action: &'static str,
+        deadline: Instant,
+        patience: Patience,
+    ) -> Result<Held, Fault> {
+        let permit = timeout_at(deadline, Arc::clone(&self.permits).acquire_owned()).await;
+        let busy = || {
+            let what = format!("all {} connections are in use", self.options.connections_max);
+            Fault::late(self.location(), action, what)
+        };
+        // It is never closed.
+        let permit = permit.map_err(|_| busy())?.map_err(|_| busy())?;
+        let connection = match self.idle() {
+            Some(connection) => connection,
+            None => self.connect(deadline, patience).await?,
+        };
+        Ok(Held { connection: Some(connection), pool: Arc::clone(self), _permit: permit })
+    }
+
+    async fn connect(&self, deadline: Instant, patience: Patience) -> Result<Connection, Fault> {
+        let mut pause = PAUSE_MIN;
+        loop {
+            let fault = match Connection::open(&self.address, &self.options, deadline).await {
+                Ok(connection) => return Ok(connection),
+                Err(fault) => fault,
+            };
+            let next = Instant::now() + pause;
+            if patience == Patience::None || !fault.error.is_retryable() || next >= deadline {
+                return Err(fault);
+            }
+            sleep_until(next).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Takes the connection that was used last, and forgets those that are closed.
+    fn idle(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|connection| !connection.client.is_closed());
+        let place = idle.iter().rposition(Connection::is_usable)?;
+        Some(idle.remove(place))
+    }
+
+    /// Keeps a connection for the next one who needs it.
+    fn keep(&self, connection: Connection) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() >= self.options.connections_max {
+            // Those of other runtimes, which nobody here can use.
+            idle.remove(0);
+        }
+        idle.push(connection);
+    }
+}
+
+impl Held {
+    pub(super) fn connection(&self) -> &Connection {
+        self.connection.as_ref().expect("it is taken only by what consumes this")
+    }
+
+    pub(super) fn location(&self) -> &str {
+        self.pool.location()
+    }
+
+    pub(super) fn options(&self) -> &PostgresOptions {
+        &self.pool.options
+    }
+
+    /// Returns until when a call that begins now must be answered.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.options().call_timeout
+    }
+
+    /// Gives the connection back after an answer, or closes it where it is lost.
+    pub(super) fn give_back(mut self, link: Link) {
+        let connection = self.connection.take();
+        match (link, connection) {
+            (Link::Whole, Some(connection)) if !connection.client.is_closed() => self.pool.keep(connection),
+            (Link::Whole | Link::Lost, Some(connection)) => connection.cut(),
+            (Link::Whole | Link::Lost, None) => {}
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.cut();
+        }
+    }
+}
