@@ -10,11 +10,19 @@ mod blocking;
 #[cfg(any(feature = "sqlite", feature = "testkit"))]
 #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only a driver packs"))]
 pub(crate) mod body;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod column;
 mod delta;
 #[cfg(feature = "sqlite")]
 mod encryption;
 mod error;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod hash;
 mod history;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod link;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod load;
 mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -25,6 +33,8 @@ mod sharing;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod state;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod unravelling;
 mod value;
 
 use std::time::Duration;

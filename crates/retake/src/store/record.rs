@@ -432,3 +432,41 @@ pub struct Report {
     /// What is wrong, one sentence each; empty for a sound store.
     pub problems: Vec<String>,
 }
+
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+/// Where the hyphens of a UUID stand.
+const HYPHENS: [usize; 4] = [8, 13, 18, 23];
+
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+/// Returns the least and the greatest id that begins so, if one can.
+pub(super) fn ids_beginning(address: &str) -> Option<([u8; 16], [u8; 16])> {
+    let hyphens: Vec<usize> = address.match_indices('-').map(|(at, _)| at).collect();
+    let is_hyphenated = HYPHENS.iter().filter(|at| **at < address.len()).eq(&hyphens);
+    let digits = address.replace('-', "");
+    let is_hex = digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    if !(hyphens.is_empty() || is_hyphenated) || !is_hex || digits.len() > 32 {
+        return None;
+    }
+    let filled = |fill: &str| {
+        let digits = format!("{digits}{}", fill.repeat(32 - digits.len()));
+        u128::from_str_radix(&digits, 16).ok().map(u128::to_be_bytes)
+    };
+    Some((filled("0")?, filled("f")?))
+}
+
+#[cfg(all(test, any(feature = "sqlite", feature = "postgres")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_beginning_of_an_id_is_a_range_of_ids_with_hyphens_or_without() {
+        let (least, most) = ids_beginning("0a-").unzip();
+        assert_eq!((least, most), (None, None));
+        let (least, most) = ids_beginning("0198c5a2-7b").unwrap();
+        assert_eq!((least[5], most[5]), (0x00, 0xff));
+        assert_eq!((least[4], most[4]), (0x7b, 0x7b));
+        assert_eq!(ids_beginning("0198c5a27b"), Some((least, most)));
+        assert_eq!(ids_beginning("brave-otter"), None);
+        assert_eq!(ids_beginning(&"0".repeat(33)), None);
+    }
+}

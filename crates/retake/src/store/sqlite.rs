@@ -19,7 +19,6 @@ mod guard;
 mod keeper;
 mod lease;
 mod link;
-mod load;
 mod log;
 mod migration;
 mod moving;

@@ -17,18 +17,8 @@ use super::db::{self, Damage, Db};
 use super::guard::{Guard, Spot};
 use super::row::ExecutionRow;
 use crate::execution::ExecutionId;
+pub(super) use crate::store::load::{ADDED_MIN, FLOOR_MIN, ROW_WEIGHT, SPARED_MIN, length};
 use crate::store::{Delta, Image, Seq, StoreError};
-
-/// A keyframe is due when the deltas since the last one outweigh it, or this many bytes, and it spares some of them.
-pub(super) const FLOOR_MIN: i64 = 32 * 1024;
-
-/// What reading a row costs beside the bytes of its body, in bytes.
-pub(super) const ROW_WEIGHT: i64 = 64;
-
-/// A keyframe is worth its bytes where it spares as much as this part of the state, and is thought of again when as much
-/// as the other part has been added.
-pub(super) const SPARED_MIN: i64 = 32;
-pub(super) const ADDED_MIN: i64 = 8;
 
 /// A row of `deltas`.
 #[derive(Debug)]
@@ -319,10 +309,6 @@ pub(super) fn weigh(db: &Db, execution: &mut ExecutionRow) -> Result<(), StoreEr
     let reach = reach(db, execution.point(db, execution.record.head)?.delta)?;
     (execution.weight, execution.floor) = (reach.weight, reach.floor);
     Ok(())
-}
-
-pub(super) fn length(bytes: &[u8]) -> i64 {
-    i64::try_from(bytes.len()).unwrap_or(i64::MAX)
 }
 
 /// Returns how a delta is called in errors.

@@ -197,17 +197,7 @@ impl Check<'_> {
         let broken = self.try_read(broken).unwrap_or_default();
         let end = points.end(execution.record.head, &execution.link);
         for found in broken.into_iter().chain([end]).flatten() {
-            self.report.problems.push(match found {
-                Break::Missing { first, last } if first == last => {
-                    format!("checkpoint @{first} of execution {id} is missing, and was not pruned")
-                }
-                Break::Missing { first, last } => {
-                    format!("checkpoints @{first} to @{last} of execution {id} are missing, and were not all pruned")
-                }
-                Break::Moved(seq) => {
-                    format!("checkpoint @{seq} of execution {id} is not the one that followed the point before it")
-                }
-            });
+            self.report.problems.push(found.of_points(id));
         }
         self.log_joints(execution);
     }
@@ -233,22 +223,7 @@ impl Check<'_> {
         // How many there were is not known but by the last link.
         let end = operations.end(last, &execution.log_link).map(|_| Break::Missing { first: last + 1, last });
         for found in broken.into_iter().chain([end]).flatten() {
-            self.report.problems.push(match found {
-                Break::Missing { first, last } if first > last => {
-                    format!("operations after {last} of execution {id} are missing")
-                }
-                Break::Missing { first, last } if first == last => {
-                    format!("operation {first} of execution {id} is missing")
-                }
-                Break::Missing { first, last } => {
-                    format!("operations {first} to {last} of execution {id} are missing")
-                }
-                Break::Moved(number) => {
-                    format!(
-                        "operation {number} of execution {id} is not the one that followed the one before it"
-                    )
-                }
-            });
+            self.report.problems.push(found.of_operations(id));
         }
     }
 

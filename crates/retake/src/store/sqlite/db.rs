@@ -9,11 +9,12 @@ use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, Params, Row, params_from_iter};
-use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::guard::Guard;
 use crate::store::StoreError;
+pub(super) use crate::store::column::{Damage, json, nanoseconds, packed, stored, to_json, to_packed};
+use crate::store::hash::Hash;
 
 /// How many prepared statements a connection keeps: more than there are.
 const STATEMENTS_MAX: usize = 128;
@@ -39,9 +40,6 @@ pub(super) enum Renewed {
     /// Other connections read or write what it holds.
     Busy,
 }
-
-/// Why a row is not what was written.
-pub(super) type Damage = String;
 
 impl Db {
     pub(super) fn new(connection: Connection, path: &Arc<Path>, guard: Arc<Guard>) -> Self {
@@ -348,43 +346,14 @@ fn no_room_beside(path: &Path) -> bool {
     })
 }
 
-/// A hash over what SQLite keeps, in which no two lists of values are alike.
-#[derive(Debug)]
-pub(super) struct Hash(blake3::Hasher);
-
-impl Hash {
-    /// Begins the hash of a table's row, or of something else with a name.
-    pub(super) fn of(name: &str) -> Self {
-        let mut hash = Self(blake3::Hasher::new());
-        hash.feed(b'#', name.as_bytes());
-        hash
-    }
-
-    /// Begins one that only a holder of the key can make.
-    pub(super) fn keyed(key: &[u8; 32], name: &str) -> Self {
-        let mut hash = Self(blake3::Hasher::new_keyed(key));
-        hash.feed(b'#', name.as_bytes());
-        hash
-    }
-
-    pub(super) fn value(&mut self, value: ValueRef<'_>) {
-        match value {
-            ValueRef::Null => self.feed(b'n', &[]),
-            ValueRef::Integer(number) => self.feed(b'i', &number.to_le_bytes()),
-            ValueRef::Real(number) => self.feed(b'r', &number.to_le_bytes()),
-            ValueRef::Text(text) => self.feed(b't', text),
-            ValueRef::Blob(bytes) => self.feed(b'b', bytes),
-        }
-    }
-
-    pub(super) fn finish(&self) -> [u8; 32] {
-        self.0.finalize().into()
-    }
-
-    fn feed(&mut self, tag: u8, bytes: &[u8]) {
-        self.0.update(&[tag]);
-        self.0.update(&(bytes.len() as u64).to_le_bytes());
-        self.0.update(bytes);
+/// Adds a value as SQLite keeps it to a hash.
+pub(super) fn feed(hash: &mut Hash, value: ValueRef<'_>) {
+    match value {
+        ValueRef::Null => hash.null(),
+        ValueRef::Integer(number) => hash.integer(number),
+        ValueRef::Real(number) => hash.real(number),
+        ValueRef::Text(text) => hash.text(text),
+        ValueRef::Blob(bytes) => hash.bytes(bytes),
     }
 }
 
@@ -460,44 +429,6 @@ pub(super) fn optional_id(row: &Row<'_>, column: usize) -> Result<Option<Uuid>, 
 
 pub(super) fn time(row: &Row<'_>, column: usize) -> Result<DateTime<Utc>, Damage> {
     Ok(DateTime::from_timestamp_nanos(integer(row, column)?))
-}
-
-/// Returns a time as it is stored: nanoseconds since 1970.
-pub(super) fn nanoseconds(path: &str, time: DateTime<Utc>) -> Result<i64, StoreError> {
-    time.timestamp_nanos_opt().ok_or_else(|| StoreError::Unstorable {
-        path: path.to_owned(),
-        why: format!("{time} lies outside of the years 1678 to 2261"),
-    })
-}
-
-/// Returns a number as it is stored.
-pub(super) fn stored(path: &str, number: u64) -> Result<i64, StoreError> {
-    i64::try_from(number).map_err(|_| StoreError::Unstorable {
-        path: path.to_owned(),
-        why: format!("{number} is larger than {}", i64::MAX),
-    })
-}
-
-/// Reads what [`to_json`] made.
-pub(super) fn json<T: DeserializeOwned>(text: &[u8]) -> Result<T, Damage> {
-    serde_json::from_slice(text).map_err(|error| error.to_string())
-}
-
-/// Reads what [`to_packed`] made.
-pub(super) fn packed<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damage> {
-    rmp_serde::from_slice(bytes).map_err(|error| error.to_string())
-}
-
-/// Returns a small record as it is stored, without the names of its fields.
-pub(super) fn to_packed(path: &str, value: &impl serde::Serialize) -> Result<Vec<u8>, StoreError> {
-    rmp_serde::to_vec(value)
-        .map_err(|error| StoreError::Unstorable { path: path.to_owned(), why: error.to_string() })
-}
-
-/// Returns a record as it is stored.
-pub(super) fn to_json(path: &str, value: &impl serde::Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(value)
-        .map_err(|error| StoreError::Unstorable { path: path.to_owned(), why: error.to_string() })
 }
 
 #[cfg(test)]

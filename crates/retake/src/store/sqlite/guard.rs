@@ -13,9 +13,10 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Row, params};
 use uuid::Uuid;
 
-use super::db::{self, Damage, Db, Hash};
+use super::db::{self, Damage, Db};
 use crate::store::StoreError;
 use crate::store::encryption::{self, KeyError, MasterKey, Place, StoreKey};
+use crate::store::hash::{Hash, first_bytes};
 
 /// Bytes of a checksum without a key.
 const CHECKSUM_BYTES: usize = 8;
@@ -454,7 +455,7 @@ fn wrapped_keys(db: &Db) -> Result<Vec<Wrapped>, StoreError> {
 /// The keys are among the values, so that rows which have changed places are found.
 pub(super) fn checksum<'a>(table: &str, values: impl Iterator<Item = ValueRef<'a>>) -> [u8; CHECKSUM_BYTES] {
     let mut hash = Hash::of(table);
-    values.for_each(|value| hash.value(value));
+    values.for_each(|value| db::feed(&mut hash, value));
     first_bytes(&hash.finish())
 }
 
@@ -465,14 +466,8 @@ fn authentication<'a>(
     values: impl Iterator<Item = ValueRef<'a>>,
 ) -> [u8; AUTHENTICATION_BYTES] {
     let mut hash = Hash::keyed(&key.authentication(), table);
-    values.for_each(|value| hash.value(value));
+    values.for_each(|value| db::feed(&mut hash, value));
     first_bytes(&hash.finish())
-}
-
-fn first_bytes<const N: usize>(hash: &[u8; 32]) -> [u8; N] {
-    let mut first = [0; N];
-    first.copy_from_slice(&hash[..N]);
-    first
 }
 
 fn unsealable(spot: &Spot, error: KeyError) -> StoreError {

@@ -6,15 +6,16 @@ use super::body::{self, Body};
 use super::chain;
 use super::commit;
 use super::db::Db;
-use super::guard::{self, Guard};
+use super::guard::{self, Guard, Spot};
 use super::link::{self, Gap};
-use super::load::{Frame, Load};
 use super::query;
 use super::row::{self, CheckpointRow, ExecutionRow, checkpoint_columns};
 use super::workflow;
 use super::writer::Aftermath;
 use crate::execution::ExecutionId;
 use crate::store::history::delta_between;
+use crate::store::load::{Frame, Load};
+use crate::store::unravelling::{Strand, Unravelling};
 use crate::store::{
     CheckpointRecord, Conflict, Delta, ExecutionRecord, History, HistoryPoint, Image, KeptWorkflow,
     NewWorkflow, Seq, StoreError,
@@ -37,84 +38,43 @@ pub(super) fn export(db: &Db, id: ExecutionId) -> Result<History, StoreError> {
         |row| CheckpointRow::name(&execution.record, row),
         |row| CheckpointRow::read(db, &execution.record, row),
     )?;
-    let mut unravelling = Unravelling { db, stands: HashMap::new(), passed: HashMap::new() };
-    let points = rows.into_iter().map(|row| unravelling.point(row)).collect::<Result<_, StoreError>>()?;
+    let mut unravelling = Unravelling::default();
+    let points = rows
+        .into_iter()
+        .map(|row| unravelled(db, &mut unravelling, row))
+        .collect::<Result<_, StoreError>>()?;
     let mut operations = query::operations(db, id)?;
     operations.reverse();
     Ok(History { execution: execution.record, workflows, points, operations })
 }
 
-/// Finds for each point an older one to build on, whatever lies between them in the file.
-///
-/// ```text
-/// deltas     1 <- 2 <- [3] <- 4 <- [5]     [n] is pointed at; 1 and 2 may be another execution's
-///                  `- 6 <- [7]
-/// history    [3] whole, [5] = 4 and 5 on [3], [7] = what differs from [3]
-/// ```
-pub(super) struct Unravelling<'db> {
-    pub(super) db: &'db Db,
-    /// The oldest point on each delta that points stand on.
-    pub(super) stands: HashMap<i64, Seq>,
-    /// The oldest point above each delta that none stands on, and its delta.
-    pub(super) passed: HashMap<i64, (Seq, i64)>,
+/// Returns a point, with what leads to its state from an older one.
+pub(super) fn unravelled(
+    db: &Db,
+    unravelling: &mut Unravelling,
+    row: CheckpointRow,
+) -> Result<HistoryPoint, StoreError> {
+    let CheckpointRow { delta: tip, record, .. } = row;
+    let (base, delta) = match unravelling.next(record.seq, tip, |key| chain::base(db, key))? {
+        Strand::On { base, way } => (Some(base), composed(db, &way)?),
+        Strand::Between { base, from } => {
+            let (before, after) = (chain::image(db, from)?, chain::image(db, tip)?);
+            (Some(base), delta_between(&before, &after))
+        }
+        Strand::Whole => (None, chain::image(db, tip)?.to_delta()),
+    };
+    Ok(HistoryPoint { record, base, delta })
 }
 
-/// Where the way down from a point ends.
-enum End {
-    /// At a delta that an older point stands on.
-    Point(Seq),
-    /// At a delta that an older point, which stands on another one, has below it as well.
-    Fork(Seq, i64),
-    /// At the root.
-    Root,
-}
-
-impl Unravelling<'_> {
-    pub(super) fn point(&mut self, row: CheckpointRow) -> Result<HistoryPoint, StoreError> {
-        let CheckpointRow { delta: tip, record, .. } = row;
-        let (way, end) = self.way(tip)?;
-        let (base, delta) = match end {
-            End::Point(base) => (Some(base), self.composed(&way)?),
-            End::Fork(base, delta) => {
-                let (before, after) = (chain::image(self.db, delta)?, chain::image(self.db, tip)?);
-                (Some(base), delta_between(&before, &after))
-            }
-            End::Root => (None, chain::image(self.db, tip)?.to_delta()),
-        };
-        for key in way {
-            self.passed.entry(key).or_insert((record.seq, tip));
-        }
-        self.stands.entry(tip).or_insert(record.seq);
-        Ok(HistoryPoint { record, base, delta })
-    }
-
-    /// Follows the links down, newest first.
-    fn way(&self, tip: i64) -> Result<(Vec<i64>, End), StoreError> {
-        let mut way = Vec::new();
-        let mut next = Some(tip);
-        while let Some(key) = next {
-            if let Some(seq) = self.stands.get(&key) {
-                return Ok((way, End::Point(*seq)));
-            }
-            if let Some((seq, delta)) = self.passed.get(&key) {
-                return Ok((way, End::Fork(*seq, *delta)));
-            }
-            way.push(key);
-            next = chain::base(self.db, key)?;
-        }
-        Ok((way, End::Root))
-    }
-
-    /// Returns what the deltas on a way do together.
-    fn composed(&self, way: &[i64]) -> Result<Delta, StoreError> {
-        let read = |key: &i64| chain::decoded(self.db, *key, &chain::row(self.db, *key)?.body);
-        match way {
-            [] => Ok(Delta::default()),
-            [key] => read(key),
-            [tip, ..] => {
-                let parts = way.iter().rev().map(read).collect::<Result<Vec<_>, _>>()?;
-                Delta::compose(&chain::name(*tip), &parts)
-            }
+/// Returns what the deltas on a way, newest first, do together.
+fn composed(db: &Db, way: &[i64]) -> Result<Delta, StoreError> {
+    let read = |key: &i64| chain::decoded(db, *key, &chain::row(db, *key)?.body);
+    match way {
+        [] => Ok(Delta::default()),
+        [key] => read(key),
+        [tip, ..] => {
+            let parts = way.iter().rev().map(read).collect::<Result<Vec<_>, _>>()?;
+            Delta::compose(&chain::name(*tip), &parts)
         }
     }
 }
@@ -172,7 +132,13 @@ fn prepack(
         Some(below) => below.below(raw, packed),
         None => Load::of_root(raw, packed),
     };
-    let frame = load.frame(guard, owner, state)?;
+    let frame = match load.frame(state)? {
+        Some(Frame { size, body }) => {
+            let spot = Spot { table: "keyframes", owner: owner.0, number: owner.1 };
+            Some(Frame { size, body: guard.hide_body(spot, body)? })
+        }
+        None => None,
+    };
     Ok((Prepacked { body: Some(body), frame }, load))
 }
 

@@ -11,12 +11,10 @@ use super::row::{
 };
 use crate::checkpoint::CheckpointId;
 use crate::execution::ExecutionId;
+use crate::store::record::ids_beginning;
 use crate::store::{
     CheckpointRecord, ExecutionFilter, ExecutionRecord, HistoryPage, Image, OperationRecord, Seq, StoreError,
 };
-
-/// Where the hyphens of a UUID stand.
-const HYPHENS: [usize; 4] = [8, 13, 18, 23];
 
 /// Selects the forks of an execution, newest first. Costs those, not all executions.
 macro_rules! forks {
@@ -90,7 +88,7 @@ pub(super) fn executions(
             |row| ExecutionRow::read(db, row),
         ),
         (Some(address), _) => {
-            let (least, most) = ids(address).unzip();
+            let (least, most) = ids_beginning(address).unzip();
             let name = db.guard().name(address)?;
             let name = ToSqlOutput::Borrowed(name.value());
             db.all(
@@ -115,22 +113,6 @@ pub(super) fn executions(
         return Err(StoreError::Corrupt { record, why: "it is not in order".to_owned() });
     }
     Ok(rows.into_iter().map(|execution| seen(shared, execution)).collect())
-}
-
-/// Returns the least and the greatest id that begins so, if one can.
-fn ids(address: &str) -> Option<([u8; 16], [u8; 16])> {
-    let hyphens: Vec<usize> = address.match_indices('-').map(|(at, _)| at).collect();
-    let is_hyphenated = HYPHENS.iter().filter(|at| **at < address.len()).eq(&hyphens);
-    let digits = address.replace('-', "");
-    let is_hex = digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
-    if !(hyphens.is_empty() || is_hyphenated) || !is_hex || digits.len() > 32 {
-        return None;
-    }
-    let filled = |fill: &str| {
-        let digits = format!("{digits}{}", fill.repeat(32 - digits.len()));
-        u128::from_str_radix(&digits, 16).ok().map(u128::to_be_bytes)
-    };
-    Some((filled("0")?, filled("f")?))
 }
 
 fn limit(most: Option<usize>) -> i64 {
@@ -243,17 +225,5 @@ mod tests {
             |row| db::text(row, 3),
         );
         assert_eq!(plan.unwrap(), ["SEARCH executions USING INDEX executions_by_origin (origin_id=?)"]);
-    }
-
-    #[test]
-    fn the_beginning_of_an_id_is_a_range_of_ids_with_hyphens_or_without() {
-        let (least, most) = ids("0a-").unzip();
-        assert_eq!((least, most), (None, None));
-        let (least, most) = ids("0198c5a2-7b").unwrap();
-        assert_eq!((least[5], most[5]), (0x00, 0xff));
-        assert_eq!((least[4], most[4]), (0x7b, 0x7b));
-        assert_eq!(ids("0198c5a27b"), Some((least, most)));
-        assert_eq!(ids("brave-otter"), None);
-        assert_eq!(ids(&"0".repeat(33)), None);
     }
 }

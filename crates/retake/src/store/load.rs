@@ -1,10 +1,17 @@
 //! What is to be read for a state that is about to be written, so that keyframes are made with it and not after it.
 
-use super::body;
-use super::chain::{ADDED_MIN, FLOOR_MIN, ROW_WEIGHT, SPARED_MIN, length};
-use super::guard::{Guard, Spot};
-use crate::execution::ExecutionId;
-use crate::store::{Image, Seq, StoreError};
+use super::{Image, StoreError, body};
+
+/// A keyframe is due when the deltas since the last one outweigh it, or this many bytes, and it spares some of them.
+pub(super) const FLOOR_MIN: i64 = 32 * 1024;
+
+/// What reading a row costs beside the bytes of its body, in bytes.
+pub(super) const ROW_WEIGHT: i64 = 64;
+
+/// A keyframe is worth its bytes where it spares as much as this part of the state, and is thought of again when as much
+/// as the other part has been added.
+pub(super) const SPARED_MIN: i64 = 32;
+pub(super) const ADDED_MIN: i64 = 8;
 
 /// The way from a delta down to its nearest keyframe, or to the root, before either is in the file.
 #[derive(Debug, Clone, Copy)]
@@ -43,12 +50,7 @@ impl Load {
     }
 
     /// Returns a keyframe where one is due and worth its bytes, and counts it.
-    pub(super) fn frame(
-        &mut self,
-        guard: &Guard,
-        (owner, number): (ExecutionId, Seq),
-        state: &Image,
-    ) -> Result<Option<Frame>, StoreError> {
+    pub(super) fn frame(&mut self, state: &Image) -> Result<Option<Frame>, StoreError> {
         if self.weight <= self.floor {
             return Ok(None);
         }
@@ -60,7 +62,7 @@ impl Load {
             return Ok(None);
         }
         let body = match body::pack(raw, Some(body::FAST)) {
-            Ok(body) => guard.hide_body(Spot { table: "keyframes", owner, number }, body.bytes)?,
+            Ok(body) => body.bytes,
             // The state is larger than one row may be: it is read from its deltas.
             Err(StoreError::Unstorable { .. }) => return Ok(None),
             Err(error) => return Err(error),
@@ -68,4 +70,8 @@ impl Load {
         *self = Self { weight: 0, floor: size.max(FLOOR_MIN), read: 0, framed: size.max(FLOOR_MIN) };
         Ok(Some(Frame { size, body }))
     }
+}
+
+pub(super) fn length(bytes: &[u8]) -> i64 {
+    i64::try_from(bytes.len()).unwrap_or(i64::MAX)
 }
