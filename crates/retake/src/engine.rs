@@ -27,6 +27,7 @@ mod undo;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -42,6 +43,7 @@ pub use error::EngineError;
 pub use event::Event;
 pub use going_back::{Fork, Forked};
 pub use handler::{Handler, NodeError, Registry};
+pub use held::{LEASE_TTL, LEASE_TTL_MAX, LEASE_TTL_MIN};
 pub use plan::{
     Edit, Effects, Explanation, Extent, Plan, Redefine, Rerun, Reuse, Rollback, Trigger, VariableChange,
 };
@@ -97,6 +99,7 @@ pub struct Engine {
     clock: Arc<dyn Clock>,
     registry: Arc<Registry>,
     secrets: Arc<dyn Secrets>,
+    lease_ttl: Duration,
     workflows: Arc<Mutex<HashMap<WorkflowId, Arc<Workflow>>>>,
 }
 
@@ -139,6 +142,7 @@ impl Engine {
             clock: Arc::new(SystemClock::default()),
             registry: Arc::new(Registry::new()),
             secrets: Arc::new(EnvironmentSecrets),
+            lease_ttl: LEASE_TTL,
             workflows: Arc::default(),
         }
     }
@@ -156,6 +160,13 @@ impl Engine {
     /// Sets where secrets come from.
     pub fn with_secrets(self, secrets: Arc<dyn Secrets>) -> Self {
         Self { secrets, ..self }
+    }
+
+    /// Sets how long a lease holds unless it is renewed, brought within [`LEASE_TTL_MIN`] and [`LEASE_TTL_MAX`]. So long an
+    /// execution rests whose process has died or is cut off, and so long a process may be stopped without losing what it
+    /// advances.
+    pub fn with_lease_ttl(self, ttl: Duration) -> Self {
+        Self { lease_ttl: ttl.clamp(LEASE_TTL_MIN, LEASE_TTL_MAX), ..self }
     }
 
     /// Returns the store.
@@ -186,7 +197,7 @@ impl Engine {
                 break name;
             }
         };
-        let held = Held::take(&self.store, ctx.execution_id).await?;
+        let held = Held::take(&self.store, ctx.execution_id, self.lease_ttl).await?;
         let name = name.into();
         let counter_actions = BTreeMap::new();
         let opened = Opened { held, workflow, name, ctx, head: 1, masks, counter_actions, undone_to: None };
@@ -206,7 +217,7 @@ impl Engine {
     /// [`EngineError::NothingToCompensateFrom`] and [`EngineError::NothingToCompensate`].
     pub async fn resume(&self, id: ExecutionId, resume: Resume) -> Result<Run, EngineError> {
         self.store.require(id).await?;
-        let mut held = Held::take(&self.store, id).await?;
+        let mut held = Held::take(&self.store, id, self.lease_ttl).await?;
         match self.set_running(&held, id, resume).await {
             Ok(Resumed { workflow, name, ctx, head, counter_actions, undone_to }) => {
                 let masks = Arc::new(Masks::default());

@@ -1,16 +1,29 @@
-//! A lease that is given back, whatever becomes of its holder.
+//! A lease that is kept while it is needed, and given back, whatever becomes of its holder.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use crate::clock::Clock;
 use crate::execution::ExecutionId;
 use crate::store::{Lease, Store, StoreError};
 
-/// How long a lease holds unless it is renewed.
-pub(super) const LEASE_TTL: Duration = Duration::from_secs(30);
+/// How long a lease holds unless it is renewed, where nobody says otherwise.
+pub const LEASE_TTL: Duration = Duration::from_secs(30);
+
+/// The shortest time that a lease can hold: renewals have to be made within it.
+pub const LEASE_TTL_MIN: Duration = Duration::from_secs(1);
+
+/// The longest time that a lease can hold: so long an execution rests whose process has died.
+pub const LEASE_TTL_MAX: Duration = Duration::from_secs(3_600);
 
 /// How often a lease is renewed in its time to live, so that a renewal may come late or fail.
 const RENEWALS_PER_TTL: u32 = 3;
+
+/// How often a renewal that failed is tried again in the time between two renewals.
+const TRIES_PER_RENEWAL: u32 = 4;
 
 /// The lease on an execution.
 #[derive(Debug)]
@@ -18,47 +31,142 @@ pub(super) struct Held {
     store: Arc<dyn Store>,
     lease: Option<Lease>,
     fence: u64,
-    ttl: Duration,
+    keeper: Option<Keeper>,
+}
+
+/// What renews a lease. A task of its own: whatever the run is busy with, the lease is renewed in time.
+#[derive(Debug)]
+struct Keeper {
+    task: AbortHandle,
+    lost: watch::Receiver<Option<StoreError>>,
+    clock: Arc<dyn Clock>,
+    /// When the lease was last known to hold, in elapsed time.
+    confirmed: Arc<Mutex<Duration>>,
 }
 
 impl Held {
-    pub(super) async fn take(store: &Arc<dyn Store>, id: ExecutionId) -> Result<Self, StoreError> {
-        let lease = store.lease(id, LEASE_TTL).await?;
-        Ok(Self { store: Arc::clone(store), fence: lease.fence, ttl: lease.ttl, lease: Some(lease) })
+    pub(super) async fn take(
+        store: &Arc<dyn Store>,
+        id: ExecutionId,
+        ttl: Duration,
+    ) -> Result<Self, StoreError> {
+        let lease = store.lease(id, ttl).await?;
+        Ok(Self { store: Arc::clone(store), fence: lease.fence, lease: Some(lease), keeper: None })
     }
 
     pub(super) fn fence(&self) -> u64 {
         self.fence
     }
 
-    pub(super) fn renew_every(&self) -> Duration {
-        self.ttl / RENEWALS_PER_TTL
+    /// Begins to renew the lease, until it is given back or lost.
+    pub(super) fn keep(&mut self, clock: &Arc<dyn Clock>) {
+        let Some(lease) = self.lease.clone() else { return };
+        let (losing, lost) = watch::channel(None);
+        let confirmed = Arc::new(Mutex::new(clock.elapsed()));
+        let keeping = Keeping {
+            store: Arc::clone(&self.store),
+            lease,
+            clock: Arc::clone(clock),
+            confirmed: Arc::clone(&confirmed),
+        };
+        let task = tokio::spawn(async move {
+            let error = keeping.until_lost().await;
+            // Whoever held it may be gone.
+            let _gone = losing.send(Some(error));
+        });
+        let task = task.abort_handle();
+        self.keeper = Some(Keeper { task, lost, clock: Arc::clone(clock), confirmed });
     }
 
-    pub(super) async fn renew(&self) -> Result<(), StoreError> {
-        match &self.lease {
-            Some(lease) => self.store.renew(lease).await,
-            None => Ok(()),
+    /// Waits until the lease is lost, and says how that shows. Never ends while it holds.
+    pub(super) async fn lost(&mut self) -> StoreError {
+        let Some(keeper) = &mut self.keeper else { return std::future::pending().await };
+        let error = match keeper.lost.wait_for(Option::is_some).await {
+            Ok(error) => error.clone(),
+            Err(_) => None,
+        };
+        match error {
+            Some(error) => error,
+            None => std::future::pending().await,
         }
+    }
+
+    /// Makes sure that the lease holds, where it is so long since that was known that somebody else may have it: this
+    /// process was stopped, or its machine slept. To be called before anything new is begun.
+    pub(super) async fn confirm(&self) -> Result<(), StoreError> {
+        let (Some(lease), Some(keeper)) = (&self.lease, &self.keeper) else { return Ok(()) };
+        let known_for = keeper.clock.elapsed().saturating_sub(*lock(&keeper.confirmed));
+        if known_for < lease.ttl {
+            return Ok(());
+        }
+        let now = keeper.clock.elapsed();
+        self.store.renew(lease).await?;
+        *lock(&keeper.confirmed) = now;
+        Ok(())
     }
 
     /// Gives the lease back. Where that fails it runs out by itself.
     pub(super) async fn release(&mut self) {
-        if let Some(lease) = self.lease.take() {
+        if let Some(lease) = self.forget() {
             give_back(&*self.store, &lease).await;
         }
+    }
+
+    /// Ends the renewals, and returns the lease, which is nobody's concern here any more.
+    fn forget(&mut self) -> Option<Lease> {
+        if let Some(keeper) = self.keeper.take() {
+            keeper.task.abort();
+        }
+        self.lease.take()
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let Some(lease) = self.lease.take() else { return };
+        let Some(lease) = self.forget() else { return };
         // Without a runtime nothing can be awaited; the lease then runs out, or ends with the process.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let store = Arc::clone(&self.store);
             runtime.spawn(async move { give_back(&*store, &lease).await });
         }
     }
+}
+
+/// The renewals of a lease.
+struct Keeping {
+    store: Arc<dyn Store>,
+    lease: Lease,
+    clock: Arc<dyn Clock>,
+    confirmed: Arc<Mutex<Duration>>,
+}
+
+impl Keeping {
+    /// Renews the lease in time, until somebody else has it.
+    async fn until_lost(self) -> StoreError {
+        let every = self.lease.ttl / RENEWALS_PER_TTL;
+        let mut next = every;
+        loop {
+            tokio::time::sleep(next).await;
+            // What was true before the call is what its success says.
+            let now = self.clock.elapsed();
+            next = match self.store.renew(&self.lease).await {
+                Ok(()) => {
+                    *lock(&self.confirmed) = now;
+                    every
+                }
+                // A store that does not answer lets nobody else take the lease either.
+                Err(error) if error.is_retryable() => {
+                    tracing::warn!(execution = %self.lease.execution_id, %error, "a lease could not be renewed");
+                    every / TRIES_PER_RENEWAL
+                }
+                Err(error) => return error,
+            };
+        }
+    }
+}
+
+fn lock(confirmed: &Mutex<Duration>) -> MutexGuard<'_, Duration> {
+    confirmed.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn give_back(store: &dyn Store, lease: &Lease) {

@@ -208,8 +208,7 @@ impl Run {
         let mut asked = tokio::time::interval(ASKED_EVERY);
         asked.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         asked.reset();
-        let mut renewal = tokio::time::interval(self.held.renew_every());
-        renewal.reset();
+        self.held.keep(&self.engine.clock);
         while !self.is_at_rest() {
             self.start_what_is_ready().await?;
             if self.tasks.is_empty() {
@@ -223,6 +222,7 @@ impl Run {
             let until_due = deadline.map(|at| at.saturating_sub(self.engine.clock.elapsed()));
             tokio::select! {
                 biased;
+                lost = self.held.lost() => return Err(lost.into()),
                 Some(signal) = self.signals.1.recv() => self.stop(signal.stop, signal.operation, None),
                 Some(ended) = self.tasks.join_next() => match ended {
                     Ok(ended) => match self.compensating.take() {
@@ -232,7 +232,6 @@ impl Run {
                     Err(error) if error.is_cancelled() => {}
                     Err(error) => std::panic::resume_unwind(error.into_panic()),
                 },
-                _ = renewal.tick() => passing(self.held.renew().await.map_err(EngineError::from))?,
                 _ = asked.tick() => passing(self.answer().await)?,
                 () = tokio::time::sleep(until_due.unwrap_or(Duration::MAX)), if until_due.is_some() => {
                     let unsaved = self.is_unsaved();
@@ -271,6 +270,7 @@ impl Run {
     }
 
     async fn start(&mut self, node: usize) -> Result<(), EngineError> {
+        self.held.confirm().await?;
         let workflow = Arc::clone(&self.workflow);
         let (name, id) = (workflow.graph().name(node), workflow.graph().id(node));
         let task = self.task(node);

@@ -7,6 +7,7 @@ mod compensating;
 mod explaining;
 mod going_back;
 mod keeping_secrets;
+mod losing;
 mod people;
 mod running;
 mod spending;

@@ -73,6 +73,7 @@ impl Run {
         if self.compensating.is_some() || self.stop.is_some() || self.uncompensated.is_some() {
             return Ok(true);
         }
+        self.held.confirm().await?;
         // What is marked already, somebody said to run again.
         if compensation.stage != CompensationStage::Started {
             compensation::reach(&mut self.ctx, turn, CompensationStage::Started);
