@@ -1,11 +1,14 @@
-//! The project's own tasks: `cargo xtask test`, `reliability`, `fuzz` and `bench`.
+//! The project's own tasks: `cargo xtask test`, `postgres`, `reliability`, `fuzz` and `bench`.
 
 mod fuzz;
+mod postgres;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use xshell::{Shell, cmd};
+
+use self::postgres::Cluster;
 
 /// What `cargo xtask` says when it is not told what to do.
 const USAGE: &str = "\
@@ -16,14 +19,16 @@ usage: cargo xtask TASK
                 faults, injected and counted; needs root
   fuzz [--seconds N] [--seed N]
                 every decoder on bytes grown to reach every branch, N seconds (60) each
+  postgres -- COMMAND...
+                a command with a private PostgreSQL server, which the tests of some crates need
   bench [ARGS]  the ratios of docs/benchmarks.md, measured here and now";
 
 /// Feature sets of the library beside all of them together: each must build without warnings. Each is built with what it
 /// needs, so there are as few as show what depends on what.
-const FEATURE_SETS: &[&str] = &["", "store", "sqlite,testkit", "engine"];
+const FEATURE_SETS: &[&str] = &["", "store", "sqlite,testkit", "postgres", "engine"];
 
 /// Crates that `execution`, `checkpoint` and `rollback` must do without.
-const DRIVERS: &[&str] = &["tokio", "rusqlite", "libsqlite3-sys", "reqwest"];
+const DRIVERS: &[&str] = &["tokio", "rusqlite", "libsqlite3-sys", "tokio-postgres", "reqwest"];
 
 /// What the tests draw their faults from, so that what fails fails again; by themselves, trials and fuzzer draw their own.
 const TEST_SEED: u32 = 1_844_954_828;
@@ -42,6 +47,7 @@ fn main() -> ExitCode {
             Some("test") if rest.is_empty() => test(&shell),
             Some("bench") => cmd!(shell, "cargo run --release -p retake-bench -- {rest...}").run(),
             Some("reliability") => reliability(&shell, &rest),
+            Some("postgres") => with_postgres(&shell, &rest),
             Some("fuzz") => fuzz(&shell, &rest),
             Some(_) | None => {
                 say(USAGE);
@@ -68,6 +74,8 @@ fn test(shell: &Shell) -> xshell::Result<()> {
         Ok::<_, xshell::Error>(fuzz::run(&root, fuzz::SECONDS, Some(TEST_SEED)))
     });
     // Not through RUSTFLAGS: every dependency would be built anew, apart from what a developer has built already.
+    let cluster = cluster(shell);
+    let _server = cluster.variables().map(|(name, value)| shell.push_env(name, value));
     let _warnings_are_errors = shell.push_env("RUSTDOCFLAGS", "-D warnings");
     cmd!(shell, "cargo fmt --all --check").run()?;
     no_driver_below_the_stores(shell)?;
@@ -83,7 +91,7 @@ fn test(shell: &Shell) -> xshell::Result<()> {
     // What has neither runtime nor driver is tested without them.
     cmd!(shell, "cargo test -p retake --no-default-features").run()?;
     cmd!(shell, "cargo test --workspace --all-features").run()?;
-    reliability(shell, &["--seed".to_owned(), TEST_SEED.to_string()])?;
+    trials(shell, &["--seed".to_owned(), TEST_SEED.to_string()])?;
     ends_unless(fuzzing.join().expect("a panic there has been told")?);
     Ok(())
 }
@@ -114,8 +122,41 @@ fn ends_unless(sound: bool) {
     }
 }
 
-/// Builds as the tests are built, so that nothing is built twice.
+/// Starts a server, or says why there is none and ends.
+fn cluster(shell: &Shell) -> Cluster {
+    Cluster::start(shell).unwrap_or_else(|error| {
+        say(&format!("error: no PostgreSQL for the tests: {error}"));
+        std::process::exit(1);
+    })
+}
+
+/// Runs a command while there is a server, and ends as it does.
+fn with_postgres(shell: &Shell, arguments: &[String]) -> ! {
+    let words = arguments.strip_prefix(&["--".to_owned()]).unwrap_or(arguments);
+    let Some((program, arguments)) = words.split_first() else {
+        say(USAGE);
+        std::process::exit(2);
+    };
+    let cluster = cluster(shell);
+    let status = Command::new(program).args(arguments).envs(cluster.variables()).status();
+    drop(cluster);
+    match status {
+        Ok(status) => std::process::exit(status.code().unwrap_or(1)),
+        Err(error) => {
+            say(&format!("error: cannot run `{program}`: {error}"));
+            std::process::exit(1);
+        }
+    }
+}
+
 fn reliability(shell: &Shell, arguments: &[String]) -> xshell::Result<()> {
+    let cluster = cluster(shell);
+    let _server = cluster.variables().map(|(name, value)| shell.push_env(name, value));
+    trials(shell, arguments)
+}
+
+/// Builds as the tests are built, so that nothing is built twice.
+fn trials(shell: &Shell, arguments: &[String]) -> xshell::Result<()> {
     install_tools(shell)?;
     cmd!(shell, "cargo build --workspace --all-features --bins").run()?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
