@@ -54,8 +54,8 @@ pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresOptions, PostgresStore};
 pub use queue::{
-    CLAIMS_MAX, Claim, Claimed, Limit, QUEUE_DEFAULT, Queue, QueueDepth, Settlement, StaleLease, Submitted,
-    Ticket, WorkerRecord, WorkerReport,
+    CLAIMS_MAX, Claim, Claimed, Limit, QUEUE_DEFAULT, QUEUE_NAME_BYTES_MAX, Queue, QueueDepth, REQUIRES_MAX,
+    Settlement, StaleLease, Submitted, Ticket, WorkerRecord, WorkerReport,
 };
 pub use record::{
     Ask, Cause, CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Lease,

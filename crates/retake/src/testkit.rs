@@ -38,7 +38,9 @@ pub mod histories;
 mod checkpoint_storage;
 mod going_back;
 mod leasing;
+mod limiting;
 mod moving;
+mod queueing;
 mod reading;
 mod removing;
 mod trial;
@@ -52,7 +54,7 @@ use std::time::Duration;
 
 pub use checkpoint_storage::checkpoint_storage;
 
-use crate::store::Store;
+use crate::store::{Queue, Store};
 use trial::Trial;
 
 /// How a case gets at the store that it tries.
@@ -64,8 +66,13 @@ pub trait Harness: Send + Sync {
     /// comes back is what was stored.
     async fn open(&self) -> Arc<dyn Store>;
 
-    /// Lets time pass for leases.
+    /// Lets time pass for leases, and for all else that the store measures time for.
     async fn pass(&self, time: Duration);
+
+    /// Returns the store as [`open`](Self::open) does, where it hands executions out to workers.
+    async fn queue(&self) -> Option<Arc<dyn Queue>> {
+        None
+    }
 }
 
 /// One thing that a store must do.
@@ -116,14 +123,31 @@ pub fn contract() -> Vec<Case> {
     .concat()
 }
 
+/// Returns all that a store must do that hands executions out to workers, beside what every store must do.
+pub fn queue_contract() -> Vec<Case> {
+    [queueing::CASES, limiting::CASES].concat()
+}
+
 /// Runs the whole contract, each case on an empty store of its own. Needs tokio's multi-threaded runtime to be of use:
 /// some cases write from many tasks at once.
 ///
 /// # Panics
 /// With the names of the cases that failed, after all have run.
 pub async fn run_contract<H: Harness + 'static>(empty: impl Fn() -> H) {
+    run(contract(), empty).await;
+}
+
+/// Runs what a store must do that hands executions out, as [`run_contract`] runs the rest. Needs a runtime with timers.
+///
+/// # Panics
+/// With the names of the cases that failed, after all have run; all of them where the harness has no queue.
+pub async fn run_queue_contract<H: Harness + 'static>(empty: impl Fn() -> H) {
+    run(queue_contract(), empty).await;
+}
+
+async fn run<H: Harness + 'static>(cases: Vec<Case>, empty: impl Fn() -> H) {
     let mut failed = Vec::new();
-    for case in contract() {
+    for case in cases {
         let harness: Arc<dyn Harness> = Arc::new(empty());
         if let Err(failure) = tokio::spawn(async move { case.run(harness).await }).await {
             failed.push(format!("{}: {}", case.name, why(failure)));

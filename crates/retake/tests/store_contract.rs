@@ -7,7 +7,7 @@ use proptest::prelude::ProptestConfig;
 use proptest::test_runner::TestRunner;
 use retake::checkpoint::InMemoryCheckpointStorage;
 use retake::clock::ManualClock;
-use retake::store::{BlockingStore, MemoryStore, Store};
+use retake::store::{BlockingStore, MemoryStore, Queue, Store};
 #[cfg(feature = "sqlite")]
 use retake::store::{MasterKey, Options, SqliteStore};
 use retake::testkit::{self, Harness, histories};
@@ -33,6 +33,10 @@ impl Harness for Memory {
 
     async fn pass(&self, time: Duration) {
         self.clock.advance(time);
+    }
+
+    async fn queue(&self) -> Option<Arc<dyn Queue>> {
+        Some(self.store.clone())
     }
 }
 
@@ -108,6 +112,11 @@ every_test!(memory_store, Memory::new);
 every_test!(sqlite_store, Sqlite::new);
 #[cfg(feature = "sqlite")]
 every_test!(encrypted_sqlite_store, Sqlite::encrypted);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_store_keeps_the_contract_of_queues() {
+    testkit::run_queue_contract(Memory::new).await;
+}
 
 fn run_histories<H: Harness>(empty: impl Fn() -> H) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -1,21 +1,25 @@
 //! The store that lives and dies with its process: for tests, simulations, and runs that need not outlive it.
 
+mod queue;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::history::delta_between;
 use super::{
-    CheckpointRecord, Commit, Conflict, Delta, ExecutionFilter, ExecutionRecord, History, HistoryPage,
+    Cause, CheckpointRecord, Commit, Conflict, Delta, ExecutionFilter, ExecutionRecord, History, HistoryPage,
     HistoryPoint, Image, KeptWorkflow, Key, Lease, NewCheckpoint, NewExecution, NewOperation, NewWorkflow,
     Note, Op, OperationRecord, Report, Request, Seq, Store, StoreError,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
 use crate::execution::{ExecutionId, WorkflowId};
+use queue::Desk;
 
 /// Keeps histories in memory.
 ///
@@ -55,6 +59,8 @@ pub struct MemoryStore {
     /// Every change is decided before it is made, so that a poisoned lock guards a whole state.
     kept: Mutex<Kept>,
     clock: Arc<dyn Clock>,
+    /// Rung where there may be something to claim.
+    bell: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -64,6 +70,7 @@ struct Kept {
     by_name: HashMap<String, ExecutionId>,
     by_checkpoint: HashMap<CheckpointId, (ExecutionId, Seq)>,
     definitions: HashMap<WorkflowId, Vec<u8>>,
+    desk: Desk,
 }
 
 #[derive(Debug)]
@@ -95,7 +102,7 @@ impl MemoryStore {
 
     /// Returns an empty store whose leases end by `clock`.
     pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
-        Self { kept: Mutex::default(), clock }
+        Self { kept: Mutex::default(), clock, bell: Notify::new() }
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -128,33 +135,7 @@ impl Default for MemoryStore {
 #[async_trait::async_trait]
 impl Store for MemoryStore {
     async fn create(&self, new: NewExecution, first: NewCheckpoint) -> Result<CheckpointRecord, StoreError> {
-        let mut kept = self.kept();
-        if kept.executions.contains_key(&new.id) {
-            return Err(Conflict::IdTaken(new.id).into());
-        }
-        if kept.by_name.contains_key(&new.name) {
-            return Err(Conflict::NameTaken(new.name).into());
-        }
-        if let Some(seq) = first.parent.or(first.base) {
-            return Err(StoreError::NoPoint { execution: new.id, seq, head: 0 });
-        }
-        let before = match new.origin {
-            Some(origin) => kept.require(origin.execution_id)?.point(origin.seq)?.image.clone(),
-            None => Image::default(),
-        };
-        let mut execution = Execution::new(&new, &first);
-        let point = kept.next_point(&execution, before, None, &first)?;
-
-        kept.keep_definition(new.workflow_id, new.definition);
-        if let Some(workflow) = &first.workflow {
-            kept.keep_definition(workflow.id, workflow.definition.clone());
-        }
-        kept.by_creation.insert((execution.record.created_at, new.id));
-        kept.by_name.insert(new.name, new.id);
-        kept.by_checkpoint.insert(first.id, (new.id, 1));
-        let record = execution.push(point, first);
-        kept.executions.insert(new.id, execution);
-        Ok(record)
+        self.kept().create(new, first)
     }
 
     async fn commit(&self, commit: Commit) -> Result<CheckpointRecord, StoreError> {
@@ -179,7 +160,12 @@ impl Store for MemoryStore {
             kept.keep_definition(workflow.id, workflow.definition.clone());
         }
         kept.by_checkpoint.insert(checkpoint.id, (execution_id, point.record.seq));
-        Ok(kept.require_mut(execution_id)?.push(point, checkpoint))
+        let record = kept.require_mut(execution_id)?.push(point, checkpoint);
+        if matches!(record.cause, Cause::Approve { .. } | Cause::Cancel) {
+            kept.desk.call(execution_id, self.clock.elapsed());
+            self.ring(&mut kept);
+        }
+        Ok(record)
     }
 
     async fn execution(&self, id: ExecutionId) -> Result<Option<ExecutionRecord>, StoreError> {
@@ -316,6 +302,7 @@ impl Store for MemoryStore {
         let Some(execution) = kept.executions.remove(&id) else { return Ok(0) };
         kept.by_creation.remove(&(execution.record.created_at, id));
         kept.by_name.remove(&execution.record.name);
+        kept.desk.forget(id);
         for point in execution.points.values() {
             kept.by_checkpoint.remove(&point.record.id);
         }
@@ -344,6 +331,9 @@ impl Store for MemoryStore {
         let holder = kept.executions.get_mut(&lease.execution_id).filter(|e| e.fence == lease.fence);
         if let Some(execution) = holder {
             execution.leased_until = None;
+            if kept.desk.has(lease.execution_id) {
+                self.ring(&mut kept);
+            }
         }
         Ok(())
     }
@@ -408,6 +398,35 @@ impl Store for MemoryStore {
 }
 
 impl Kept {
+    fn create(&mut self, new: NewExecution, first: NewCheckpoint) -> Result<CheckpointRecord, StoreError> {
+        if self.executions.contains_key(&new.id) {
+            return Err(Conflict::IdTaken(new.id).into());
+        }
+        if self.by_name.contains_key(&new.name) {
+            return Err(Conflict::NameTaken(new.name).into());
+        }
+        if let Some(seq) = first.parent.or(first.base) {
+            return Err(StoreError::NoPoint { execution: new.id, seq, head: 0 });
+        }
+        let before = match new.origin {
+            Some(origin) => self.require(origin.execution_id)?.point(origin.seq)?.image.clone(),
+            None => Image::default(),
+        };
+        let mut execution = Execution::new(&new, &first);
+        let point = self.next_point(&execution, before, None, &first)?;
+
+        self.keep_definition(new.workflow_id, new.definition);
+        if let Some(workflow) = &first.workflow {
+            self.keep_definition(workflow.id, workflow.definition.clone());
+        }
+        self.by_creation.insert((execution.record.created_at, new.id));
+        self.by_name.insert(new.name, new.id);
+        self.by_checkpoint.insert(first.id, (new.id, 1));
+        let record = execution.push(point, first);
+        self.executions.insert(new.id, execution);
+        Ok(record)
+    }
+
     fn require(&self, id: ExecutionId) -> Result<&Execution, StoreError> {
         self.executions.get(&id).ok_or(StoreError::NoExecution(id))
     }

@@ -4,6 +4,11 @@
 //! It stays until the execution ends, or somebody takes it back. A worker that *claims* a ticket holds the execution's
 //! lease; it *settles* the claim when it has gone as far as it can. One that dies settles nothing: its lease runs out, and
 //! the ticket is claimed by another. All times are the store's own: nobody's clock decides who may work.
+//!
+//! What is promised: a ticket goes to one worker at a time; whoever had it before can write nothing more; a limit is never
+//! exceeded; and nothing that is due is forgotten. What is not: that executions of equal priority *start* in the order in
+//! which they became due where many workers claim at once; that one of a low priority ever gets its turn while there are
+//! always some of a higher; that queues share workers evenly; and that a worker is woken at once.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,7 +18,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{CheckpointRecord, Lease, NewCheckpoint, NewExecution, Store, StoreError};
-use crate::execution::ExecutionId;
+use crate::execution::{ExecutionId, Unstorable};
 
 /// The queue of a ticket that names none.
 pub const QUEUE_DEFAULT: &str = "default";
@@ -21,6 +26,15 @@ pub const QUEUE_DEFAULT: &str = "default";
 /// How often a ticket is claimed in a row without being settled before nobody claims it any more: what it asks for ends
 /// the workers that try.
 pub const CLAIMS_MAX: u32 = 5;
+
+/// Largest name of a queue, of something that a worker must be able to do, or of a limited workflow, in bytes.
+pub const QUEUE_NAME_BYTES_MAX: usize = 255;
+
+/// How much a ticket can require.
+pub const REQUIRES_MAX: usize = 64;
+
+/// The longest delay, period or time to live: longer ones end then. A hundred years.
+pub(super) const TIME_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// That an execution is to be advanced by a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -44,6 +58,18 @@ impl Default for Ticket {
             delay: Duration::ZERO,
             requires: BTreeSet::new(),
         }
+    }
+}
+
+impl Ticket {
+    /// Refuses a ticket whose names a store could not keep.
+    pub(super) fn checked(&self) -> Result<(), StoreError> {
+        check_name("ticket.queue", &self.queue)?;
+        if self.requires.len() > REQUIRES_MAX {
+            let why = format!("it names {} things, and {REQUIRES_MAX} are the most", self.requires.len());
+            return Err(Unstorable { path: "ticket.requires".to_owned(), why }.into());
+        }
+        self.requires.iter().try_for_each(|name| check_name("ticket.requires", name))
     }
 }
 
@@ -92,7 +118,8 @@ pub enum Settlement {
         /// From now.
         delay: Duration,
     },
-    /// It waits for somebody: a commit whose cause is [`Cause::Approve`](super::Cause::Approve) makes it due.
+    /// It waits for somebody. A commit whose cause is [`Cause::Approve`](super::Cause::Approve) or
+    /// [`Cause::Cancel`](super::Cause::Cancel) makes it due, and one that waits for its time too.
     Held,
 }
 
@@ -100,15 +127,17 @@ pub enum Settlement {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "limit")]
 pub enum Limit {
-    /// At most so many executions of a queue are claimed at the same time.
+    /// At most so many executions of a queue are claimed at the same time. With 0 the queue stands still.
+    ///
+    /// A claim counts until it is settled or its ticket taken away, or a claim finds that its lease has run out.
     Running {
         /// The queue.
         queue: String,
         /// How many.
         most: u32,
     },
-    /// At most so many executions of a workflow are claimed for the first time in a period: a bucket that holds so many, and
-    /// fills at that rate.
+    /// At most so many executions of a workflow are claimed in a period before anybody ever held their lease: a bucket that
+    /// is full at first, holds so many, and fills at that rate. With 0 none begins.
     Starts {
         /// The workflow's name.
         workflow: String,
@@ -117,6 +146,20 @@ pub enum Limit {
         /// The period.
         per: Duration,
     },
+}
+
+impl Limit {
+    /// Refuses a limit that a store could not keep, or that limits nothing.
+    pub(super) fn checked(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Running { queue, .. } => check_name("limit.queue", queue),
+            Self::Starts { per, .. } if per.is_zero() => {
+                let why = "a period takes time".to_owned();
+                Err(Unstorable { path: "limit.per".to_owned(), why }.into())
+            }
+            Self::Starts { workflow, .. } => check_name("limit.workflow", workflow),
+        }
+    }
 }
 
 /// What a worker says of itself.
@@ -134,6 +177,25 @@ pub struct WorkerReport {
     pub concurrency: u32,
     /// How many it advances now.
     pub running: u32,
+}
+
+impl WorkerReport {
+    /// Refuses a report that a store could not keep.
+    pub(super) fn checked(&self) -> Result<(), StoreError> {
+        check_name("worker.name", &self.name)?;
+        check_name("worker.version", &self.version)?;
+        self.queues.iter().try_for_each(|queue| check_name("worker.queues", queue))
+    }
+}
+
+fn check_name(path: &str, name: &str) -> Result<(), StoreError> {
+    let why = match name.len() {
+        0 => "a name has at least one character".to_owned(),
+        1..=QUEUE_NAME_BYTES_MAX if name.contains('\0') => "a name has no NUL".to_owned(),
+        1..=QUEUE_NAME_BYTES_MAX => return Ok(()),
+        bytes => format!("a name has at most {QUEUE_NAME_BYTES_MAX} bytes, and this one {bytes}"),
+    };
+    Err(Unstorable { path: path.to_owned(), why }.into())
 }
 
 /// What a store knows of a worker.
@@ -186,10 +248,12 @@ pub struct StaleLease {
 pub trait Queue: Store {
     /// Creates an execution, as [`create`](Store::create) does, with a ticket, in one atomic step.
     ///
-    /// `key` deduplicates: as long as there is an execution that was submitted with it, there will be no other.
+    /// `key` deduplicates: as long as there is an execution that was submitted with it, there will be no other. It may be any
+    /// text. An export leaves it behind.
     ///
     /// # Errors
-    /// Those of [`create`](Store::create). Nothing was created then.
+    /// Those of [`create`](Store::create), and [`StoreError::Unstorable`] for names in the ticket that are empty, longer
+    /// than [`QUEUE_NAME_BYTES_MAX`] or have a NUL. Nothing was created then.
     async fn submit(
         &self,
         new: NewExecution,
@@ -198,47 +262,68 @@ pub trait Queue: Store {
         key: Option<String>,
     ) -> Result<Submitted, StoreError>;
 
-    /// Gives an execution a ticket, in the place of the one that it may have. One that is claimed stays so, and is due
-    /// again under the new ticket when its claim is settled, whatever the settlement.
+    /// Gives an execution a ticket, in the place of the one that it may have: an execution never has two. One that is
+    /// claimed stays so, and is due again under the new ticket when its claim is settled, whatever the settlement.
     ///
     /// # Errors
-    /// [`StoreError::NoExecution`].
+    /// [`StoreError::NoExecution`]; [`StoreError::Unstorable`] as in [`submit`](Self::submit).
     async fn enqueue(&self, id: ExecutionId, ticket: Ticket) -> Result<(), StoreError>;
 
-    /// Takes an execution's ticket away; whoever has claimed it keeps the lease. Returns false where there is none.
+    /// Takes an execution's ticket away; whoever has claimed it keeps the lease, and counts for no limit any more. Returns
+    /// false where there is none.
     async fn dequeue(&self, id: ExecutionId) -> Result<bool, StoreError>;
 
     /// Claims tickets that are due and takes the leases on their executions. Returns those, first those that are to be
     /// advanced first; empty where there is nothing to do. Each ticket goes to one worker only.
     ///
-    /// Costs what is claimed, whatever else is in the store.
+    /// A claim whose lease has run out, or passed to somebody else, is over when this finds it: the ticket is due again, or
+    /// stuck, and the lease is taken from whoever held it, who can write and renew no more. An execution that somebody
+    /// advances without a claim is left alone for so long.
+    ///
+    /// What a call claims whose answer is lost is claimed again when the leases run out.
+    ///
+    /// Costs what is claimed, and a little for each different queue, workflow and set of requirements that has something
+    /// due; however much waits, is held back by a limit or has ended.
     async fn claim(&self, claim: &Claim) -> Result<Vec<Claimed>, StoreError>;
 
-    /// Settles a claim and gives its lease back, in one atomic step.
+    /// Settles a claim and gives its lease back, in one atomic step. Doing it again changes nothing. Where the ticket has been
+    /// taken away, it gives the lease back.
     ///
     /// # Errors
     /// [`Conflict::Fenced`](super::Conflict::Fenced) where the lease has passed to somebody else; nothing was changed.
+    /// [`StoreError::NoExecution`].
     async fn settle(&self, lease: &Lease, settlement: Settlement) -> Result<(), StoreError>;
 
-    /// Returns when a ticket may have become due, or a moment later than that; after `at_most` in any case.
-    async fn wait_for_work(&self, at_most: Duration) -> Result<(), StoreError>;
+    /// Returns when there may be something to claim that the worker's last [`claim`](Self::claim) did not find, or a moment
+    /// later than that; after `at_most` in any case. At once where it has not claimed yet, or got as many as it asked for.
+    ///
+    /// It may return for nothing: whoever waits claims, and waits again. What becomes due in a way that nobody announces,
+    /// such as by the death of a process that advanced an execution without a claim, is found by claiming all the same:
+    /// keep `at_most` short.
+    async fn wait_for_work(&self, claim: &Claim, at_most: Duration) -> Result<(), StoreError>;
 
-    /// Sets a limit, in the place of the one that the queue or the workflow may have.
+    /// Sets a limit, in the place of the one that the queue or the workflow may have. What is claimed already stays claimed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unstorable`] for a name as in [`submit`](Self::submit), and for a period of nothing.
     async fn set_limit(&self, limit: Limit) -> Result<(), StoreError>;
 
     /// Lifts the limit of the queue or the workflow that `limit` names, whatever it is. Returns false where there is none.
     async fn lift_limit(&self, limit: &Limit) -> Result<bool, StoreError>;
 
-    /// Returns all limits, in the order of their names.
+    /// Returns all limits: those on queues, then those on workflows, each in the order of their names.
     async fn limits(&self) -> Result<Vec<Limit>, StoreError>;
 
-    /// Returns how many tickets stand how, by queue, in the order of the names.
+    /// Returns how many tickets stand how, by queue, in the order of the names. Costs the tickets.
     async fn depths(&self) -> Result<Vec<QueueDepth>, StoreError>;
 
     /// Notes that a worker lives, and what it does.
+    ///
+    /// # Errors
+    /// [`StoreError::Unstorable`] for its name, its version and its queues as in [`submit`](Self::submit).
     async fn report(&self, worker: &WorkerReport) -> Result<(), StoreError>;
 
-    /// Forgets a worker that has ended.
+    /// Forgets a worker that has ended. One that is not known is none.
     async fn retire(&self, worker: Uuid) -> Result<(), StoreError>;
 
     /// Returns the workers that have not retired, newest first. One that died stays until somebody retires it.

@@ -12,7 +12,7 @@ use crate::clock::{Clock, ManualClock};
 use crate::execution::{ExecutionId, ExecutionState, WorkflowId};
 use crate::store::{
     self, Cause, CheckpointRecord, Commit, Delta, HistoryPage, Image, Key, KeyChange, MESSAGE_PACK,
-    NewCheckpoint, NewExecution, NewOperation, Op, Piece, Seq, Store, StoreError,
+    NewCheckpoint, NewExecution, NewOperation, Op, Piece, Queue, Seq, Store, StoreError,
 };
 
 /// The workflow that all executions of a case belong to.
@@ -32,6 +32,16 @@ impl Trial {
     /// Opens the store again.
     pub(super) async fn store(&self) -> Arc<dyn Store> {
         self.harness.open().await
+    }
+
+    /// Returns what opens the store, for tasks of their own.
+    pub(super) fn harness(&self) -> Arc<dyn Harness> {
+        Arc::clone(&self.harness)
+    }
+
+    /// Opens the store again, for its queue.
+    pub(super) async fn queue(&self) -> Arc<dyn Queue> {
+        self.harness.queue().await.expect("a harness whose store has a queue")
     }
 
     /// Lets time pass, for the case and for leases.
