@@ -23,6 +23,7 @@ mod plan;
 mod planner;
 mod run;
 mod secret;
+mod trace;
 mod undo;
 
 use std::collections::{BTreeMap, HashMap};
@@ -30,6 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
+use tracing::{Instrument, Span};
 
 pub use compensation::needed_to_compensate;
 pub use context::{NodeContext, hash_now};
@@ -49,6 +51,7 @@ pub use plan::{
 };
 pub use run::Run;
 pub use secret::{EnvironmentSecrets, FileSecrets, Secrets};
+pub use trace::TraceContext;
 
 use crate::clock::{Clock, SystemClock};
 use crate::execution::{
@@ -63,6 +66,7 @@ use crate::workflow::{Definition, Effect, Field, NodeKind, OnError, Root, Scope,
 use held::Held;
 use run::{CounterAction, Opened};
 use secret::{Masks, definition_of, refuse_secret, refuse_secrets, without_secrets};
+use trace::RunKind;
 
 /// How many workflows an engine keeps ready.
 const WORKFLOWS_MAX: usize = 64;
@@ -100,6 +104,7 @@ pub struct Engine {
     registry: Arc<Registry>,
     secrets: Arc<dyn Secrets>,
     lease_ttl: Duration,
+    trace_context: Option<Arc<dyn TraceContext>>,
     workflows: Arc<Mutex<HashMap<WorkflowId, Arc<Workflow>>>>,
 }
 
@@ -143,6 +148,7 @@ impl Engine {
             registry: Arc::new(Registry::new()),
             secrets: Arc::new(EnvironmentSecrets),
             lease_ttl: LEASE_TTL,
+            trace_context: None,
             workflows: Arc::default(),
         }
     }
@@ -169,6 +175,11 @@ impl Engine {
         Self { lease_ttl: ttl.clamp(LEASE_TTL_MIN, LEASE_TTL_MAX), ..self }
     }
 
+    /// Sets what nodes ask for the trace that they belong to, to hand it on to what they call.
+    pub fn with_trace_context(self, trace_context: Arc<dyn TraceContext>) -> Self {
+        Self { trace_context: Some(trace_context), ..self }
+    }
+
     /// Returns the store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
@@ -180,8 +191,21 @@ impl Engine {
     /// [`EngineError::Input`], [`EngineError::NoHandler`] and [`EngineError::Secret`], before anything is created;
     /// [`Conflict::NameTaken`].
     pub async fn start(&self, workflow: Arc<Workflow>, start: Start) -> Result<Run, EngineError> {
+        let id = self.clock.new_id();
+        let span = trace::execution(RunKind::Started, id);
+        let run = self.begin(id, workflow, start, &span).instrument(span.clone()).await;
+        run.inspect_err(|error| trace::refused(&span, error))
+    }
+
+    async fn begin(
+        &self,
+        id: ExecutionId,
+        workflow: Arc<Workflow>,
+        start: Start,
+        span: &Span,
+    ) -> Result<Run, EngineError> {
         self.check_handlers(&workflow)?;
-        let mut ctx = ExecutionContext::with_id(self.clock.new_id(), workflow.id(), self.clock.now());
+        let mut ctx = ExecutionContext::with_id(id, workflow.id(), self.clock.now());
         ctx.inputs = workflow.definition().inputs_from(start.inputs)?.into_iter().collect();
         let masks = Arc::new(Masks::of(Some(&workflow), &*self.secrets));
         refuse_secret(&masks, "the workflow", &definition_of(&workflow))?;
@@ -189,10 +213,10 @@ impl Engine {
         if let Some(name) = &start.name {
             refuse_secret(&masks, "the name", &Value::from(name.as_str()))?;
         }
-        let id = ctx.execution_id;
         let mut names = Names::new(start.name, id);
         let name = loop {
             let name = names.draw();
+            trace::identify(span, &name, &workflow);
             if names.takes(self.create(&workflow, &mut ctx, &name, &masks).await)? {
                 break name;
             }
@@ -200,7 +224,8 @@ impl Engine {
         let held = Held::take(&self.store, ctx.execution_id, self.lease_ttl).await?;
         let name = name.into();
         let counter_actions = BTreeMap::new();
-        let opened = Opened { held, workflow, name, ctx, head: 1, masks, counter_actions, undone_to: None };
+        let (span, undone_to) = (span.clone(), None);
+        let opened = Opened { held, workflow, name, ctx, head: 1, masks, counter_actions, undone_to, span };
         Run::new(self.clone(), opened)
     }
 
@@ -216,12 +241,20 @@ impl Engine {
     /// and [`Resume::again`] does not name it; [`EngineError::InterruptedCompensation`] likewise,
     /// [`EngineError::NothingToCompensateFrom`] and [`EngineError::NothingToCompensate`].
     pub async fn resume(&self, id: ExecutionId, resume: Resume) -> Result<Run, EngineError> {
+        let span = trace::execution(RunKind::Resumed, id);
+        let run = self.go_on(id, resume, &span).instrument(span.clone()).await;
+        run.inspect_err(|error| trace::refused(&span, error))
+    }
+
+    async fn go_on(&self, id: ExecutionId, resume: Resume, span: &Span) -> Result<Run, EngineError> {
         self.store.require(id).await?;
         let mut held = Held::take(&self.store, id, self.lease_ttl).await?;
-        match self.set_running(&held, id, resume).await {
+        match self.set_running(&held, id, resume, span).await {
             Ok(Resumed { workflow, name, ctx, head, counter_actions, undone_to }) => {
                 let masks = Arc::new(Masks::default());
-                let opened = Opened { held, workflow, name, ctx, head, masks, counter_actions, undone_to };
+                let span = span.clone();
+                let opened =
+                    Opened { held, workflow, name, ctx, head, masks, counter_actions, undone_to, span };
                 Run::new(self.clone(), opened)
             }
             Err(error) => {
@@ -236,9 +269,11 @@ impl Engine {
         held: &Held,
         id: ExecutionId,
         resume: Resume,
+        span: &Span,
     ) -> Result<Resumed, EngineError> {
         let record = self.store.require(id).await?;
         let workflow = self.workflow_of(&record).await?;
+        trace::identify(span, &record.name, &workflow);
         self.check_handlers(&workflow)?;
         let saved = self.store.context(id, record.head).await?;
         let mut ctx = saved.clone();

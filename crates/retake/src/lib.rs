@@ -8,6 +8,8 @@ pub mod execution;
 pub mod rollback;
 #[cfg(feature = "store")]
 pub mod store;
+#[cfg(feature = "store")]
+pub mod telemetry;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 #[cfg(feature = "engine")]

@@ -7,9 +7,12 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::FutureExt;
 use serde_json::{Map, Value};
+use tracing::Instrument;
 
 use super::context::{Action, NodeContext, Notes, Task};
 use super::event::Event;
+use super::handler::Failure;
+use super::trace::{self, NodeSpan};
 use super::{Handler, NodeError};
 use crate::clock::Clock;
 use crate::execution::{
@@ -45,8 +48,14 @@ pub(super) fn wanted(workflow: &Workflow, task: &Task) -> (Result<bool, String>,
     (holds.map_err(|error| format!("its condition: {error}")), ctx.take_notes())
 }
 
-/// Runs a node to its end. Dropping the future ends the work.
-pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Ended {
+/// Runs a node to its end, in a span of its own below the one that is current now. Dropping the future ends the work.
+pub(super) fn run(start: Start, clock: Arc<dyn Clock>) -> impl Future<Output = Ended> + use<> {
+    let span = NodeSpan::new(&start.task);
+    let within = span.span().clone();
+    to_its_end(start, clock, span).instrument(within)
+}
+
+async fn to_its_end(start: Start, clock: Arc<dyn Clock>, span: NodeSpan) -> Ended {
     let Start { task, handler, started_at, notes } = start;
     let began = clock.elapsed();
     let node = task.workflow.node(task.node);
@@ -60,6 +69,7 @@ pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Ended {
         match outcome {
             Err(error) if error.is_retryable() && attempt <= node.retry.max => {
                 let delay = wait_before(&node.retry, attempt, &error);
+                trace::retry(&task, attempt, &error, delay);
                 let error = task.masks.text(error.message().to_owned());
                 let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
                 task.events.tell(|| retried(&task, attempt, error, delay_ms)).await;
@@ -72,6 +82,7 @@ pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Ended {
         }
     };
     let ran = clock.elapsed().saturating_sub(began);
+    let class = outcome.as_ref().err().map(NodeError::class);
     let (outcome, writes) = settle(&task, outcome, notes.writes, notes.refused);
     let mut metrics = notes.metrics;
     // A server may put anything into what it says of its answer.
@@ -86,6 +97,7 @@ pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Ended {
     if let Some(metrics) = &mut result.metrics {
         metrics.duration_ms = Some(u64::try_from(ran.as_millis()).unwrap_or(u64::MAX));
     }
+    span.ended(&result, class, ran);
     Ended { node: task.node, result, ran }
 }
 
@@ -174,7 +186,8 @@ async fn once(
             Ok(caught) => caught,
             Err(_) => {
                 let limit = humantime::format_duration(limit);
-                return Err(NodeError::new(format!("it took longer than its timeout of {limit}")));
+                let error = NodeError::new(format!("it took longer than its timeout of {limit}"));
+                return Err(error.by(Failure::Timeout));
             }
         },
     };
@@ -184,7 +197,7 @@ async fn once(
             .map(|text| (*text).to_owned())
             .or_else(|| panic.downcast_ref::<String>().cloned())
             .unwrap_or_else(|| "no message".to_owned());
-        Err(NodeError::permanent(format!("its handler panicked: {message}")))
+        Err(NodeError::permanent(format!("its handler panicked: {message}")).by(Failure::Panic))
     })
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::event::{Event, Events};
 use super::secret::{Masks, Secrets};
 use super::standing;
+use super::trace::TraceContext;
 use crate::execution::{
     AppendError, ExecutionContext, ExecutionId, NodeExecutionResult, NodeMetrics, Read, Step, Subject,
     TokenUsage, Unstorable, Write, WriteOp, check_value, dismantle, exact_value, finite_sum, node_id,
@@ -45,6 +46,7 @@ pub(super) struct Task {
     pub(super) secrets: Arc<dyn Secrets>,
     pub(super) masks: Arc<Masks>,
     pub(super) events: Events,
+    pub(super) trace_context: Option<Arc<dyn TraceContext>>,
 }
 
 /// What is to be done for a node.
@@ -132,6 +134,12 @@ impl NodeContext {
     /// crash, another for a deliberate re-run.
     pub fn idempotency_key(&self) -> &str {
         &self.shared.task.idempotency_key
+    }
+
+    /// Returns the trace that this attempt belongs to, as the W3C's Trace Context writes it in `traceparent`, for what the
+    /// node calls. `None` where nobody traces.
+    pub fn traceparent(&self) -> Option<String> {
+        self.shared.task.trace_context.as_ref()?.traceparent()
     }
 
     /// Returns what a `call` node is given in `with`, evaluated; null for other kinds.

@@ -33,23 +33,51 @@ pub struct NodeError {
     message: String,
     retryable: bool,
     after: Option<Duration>,
+    failure: Failure,
+}
+
+/// What ended an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// Its handler said so.
+    Handler,
+    /// Its timeout.
+    Timeout,
+    /// A panic of its handler.
+    Panic,
 }
 
 impl NodeError {
     /// Returns an error after which another attempt may succeed.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), retryable: true, after: None }
+        Self { message: message.into(), retryable: true, after: None, failure: Failure::Handler }
     }
 
     /// Returns an error that every further attempt would meet too: no retry is made.
     pub fn permanent(message: impl Into<String>) -> Self {
-        Self { message: message.into(), retryable: false, after: None }
+        Self { message: message.into(), retryable: false, after: None, failure: Failure::Handler }
     }
 
     /// Asks for at least so long a wait before the next attempt.
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.after = Some(wait);
         self
+    }
+
+    /// Says what else than its handler ended the attempt.
+    pub(super) fn by(mut self, failure: Failure) -> Self {
+        self.failure = failure;
+        self
+    }
+
+    /// Returns what kind of failure it is, in a word that says nothing of what the node was doing.
+    pub(super) fn class(&self) -> &'static str {
+        match (self.failure, self.retryable) {
+            (Failure::Timeout, _) => "timeout",
+            (Failure::Panic, _) => "panic",
+            (Failure::Handler, true) => "transient",
+            (Failure::Handler, false) => "permanent",
+        }
     }
 
     /// Returns the message.

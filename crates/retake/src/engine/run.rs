@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tracing::{Instrument, Span};
 
 pub(super) use self::compensating::CounterAction;
 use self::saving::Extra;
@@ -22,6 +23,7 @@ use super::event::{Event, Events};
 use super::held::Held;
 use super::planner::{Planner, ending};
 use super::secret::Masks;
+use super::trace::{self, Driven};
 use super::{Engine, EngineError, compensation};
 use crate::checkpoint::{CheckpointPolicy, Due};
 use crate::execution::{
@@ -72,6 +74,7 @@ pub struct Run {
     pruned_at: Seq,
     /// The point that an undo would return to, which stays with what came since.
     undone_to: Option<Seq>,
+    span: Span,
 }
 
 /// What has happened since the head.
@@ -101,11 +104,13 @@ pub(super) struct Opened {
     pub(super) counter_actions: BTreeMap<u64, CounterAction>,
     /// The point that an undo would return to.
     pub(super) undone_to: Option<Seq>,
+    /// The span of this run.
+    pub(super) span: Span,
 }
 
 impl Run {
     pub(super) fn new(engine: Engine, opened: Opened) -> Result<Self, EngineError> {
-        let Opened { held, workflow, name, ctx, head, masks, counter_actions, undone_to } = opened;
+        let Opened { held, workflow, name, ctx, head, masks, counter_actions, undone_to, span } = opened;
         masks.remember_all(Some(&workflow), &*engine.secrets);
         counter_actions
             .values()
@@ -149,6 +154,7 @@ impl Run {
             pruning: None,
             pruned_at: 0,
             undone_to,
+            span,
         })
     }
 
@@ -186,7 +192,15 @@ impl Run {
     /// # Errors
     /// [`EngineError::Store`] where something could not be saved: the nodes are ended, and the execution stands at its
     /// last acknowledged checkpoint. A `Conflict` means that somebody else advances it now.
-    pub async fn drive(mut self) -> Result<Outcome, EngineError> {
+    pub async fn drive(self) -> Result<Outcome, EngineError> {
+        let span = self.span.clone();
+        let driven = Driven::new(span.clone());
+        let outcome = self.run_to_end().instrument(span).await;
+        driven.ended(&outcome);
+        outcome
+    }
+
+    async fn run_to_end(mut self) -> Result<Outcome, EngineError> {
         let outcome = self.advance().await;
         self.tasks.shutdown().await;
         self.finish_pruning().await;
@@ -338,6 +352,7 @@ impl Run {
             secrets: Arc::clone(&self.engine.secrets),
             masks: Arc::clone(&self.masks),
             events: self.events.clone(),
+            trace_context: self.engine.trace_context.clone(),
         }
     }
 
@@ -399,6 +414,7 @@ impl Run {
         self.cost.add(result.metrics.as_ref());
         self.ctx.ledger.spend.paid.add(result.metrics.as_ref());
         let result = self.conclude(node, result);
+        trace::recorded(&workflow.node(node).kind, &result.result);
         self.tell_end(name, &result).await;
         let ending = ending(workflow.node(node), &result.result);
         if let (None, ExecutionResult::Failure(why)) = (ending, &result.result) {

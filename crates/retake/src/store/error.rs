@@ -198,6 +198,29 @@ pub enum Conflict {
 }
 
 impl StoreError {
+    /// Returns what kind of error it is, in a word that says nothing of what is stored: for telemetry.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::NoExecution(_) => "no_execution",
+            Self::NoPoint { .. } => "no_point",
+            Self::Pruned { .. } => "pruned",
+            Self::Conflict(Conflict::HeadMoved { .. }) => "head_moved",
+            Self::Conflict(Conflict::Leased { .. }) => "leased",
+            Self::Conflict(Conflict::Fenced { .. }) => "fenced",
+            Self::Conflict(Conflict::InUse { .. }) => "in_use",
+            Self::Conflict(Conflict::NameTaken(_)) => "name_taken",
+            Self::Conflict(Conflict::IdTaken(_)) => "id_taken",
+            Self::Unstorable { .. } => "unstorable",
+            Self::Corrupt { .. } => "corrupt",
+            Self::NewerFormat { .. } => "newer_format",
+            Self::Key { .. } => "key",
+            Self::NotAStore { .. } => "not_a_store",
+            Self::Full { .. } => "full",
+            Self::Io { .. } => "io",
+            Self::Closed { .. } => "closed",
+        }
+    }
+
     /// Tells whether the same call may succeed later without anybody changing it.
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -61,6 +61,7 @@ use super::{
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
 use crate::execution::{ExecutionId, WorkflowId};
+use crate::telemetry::BATCH_SIZE;
 
 /// How to open a [`SqliteStore`].
 #[derive(Debug, Clone)]
@@ -153,6 +154,7 @@ impl Shared {
     fn count(&self, writes: usize) {
         self.writes.fetch_add(writes as u64, Ordering::Relaxed);
         self.transactions.fetch_add(1, Ordering::Relaxed);
+        BATCH_SIZE.record(writes as f64, [("db.system.name", "sqlite".into())]);
     }
 }
 

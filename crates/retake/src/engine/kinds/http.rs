@@ -13,11 +13,15 @@ use crate::workflow::{Http, Method, NodeKind};
 /// The header under which a server knows a request that it has seen before.
 pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
+/// The header by which a server joins a trace.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
 /// Sends the requests of `http` nodes.
 ///
 /// The output is the body, at most [`OUTPUT_BYTES_MAX`]: parsed if it is JSON, else the text. `POST`, `PUT`, `PATCH` and
 /// `DELETE` carry the node's `Idempotency-Key`, unless the node sets that header itself. A failed connection, a status of
-/// 5xx, 408, 425 and 429 may be tried again, after as many seconds as `Retry-After` asks for.
+/// 5xx, 408, 425 and 429 may be tried again, after as many seconds as `Retry-After` asks for. Where the run is traced,
+/// requests carry `traceparent`, unless the node sets that header itself.
 #[derive(Debug, Clone, Default)]
 pub struct HttpHandler {
     client: Client,
@@ -71,6 +75,9 @@ fn headers(http: &Http, ctx: &NodeContext) -> Result<HeaderMap, NodeError> {
         let header = HeaderName::from_bytes(name.as_bytes())
             .map_err(|_| NodeError::permanent(format!("`{name}` is no name of a header")))?;
         headers.insert(header, header_value(name, &ctx.evaluate_text(value)?)?);
+    }
+    if let Some(traceparent) = ctx.traceparent() {
+        headers.entry(TRACEPARENT).or_insert(header_value("traceparent", &traceparent)?);
     }
     match http.method {
         Method::Get | Method::Head | Method::Options => {}

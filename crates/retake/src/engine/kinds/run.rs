@@ -40,7 +40,8 @@ const TAIL_BYTES: usize = 2 * 1024;
 ///
 /// The output is what the command prints to stdout, at most [`OUTPUT_BYTES_MAX`]: parsed if it is JSON, else the text
 /// without its last newline. Lines of stderr are the node's progress. The command reads an empty stdin, and finds
-/// `RETAKE_EXECUTION`, `RETAKE_NODE`, `RETAKE_ATTEMPT` and `RETAKE_IDEMPOTENCY_KEY` in its environment.
+/// `RETAKE_EXECUTION`, `RETAKE_NODE`, `RETAKE_ATTEMPT` and `RETAKE_IDEMPOTENCY_KEY` in its environment, and `TRACEPARENT`
+/// where the run is traced.
 ///
 /// The command leads a process group of its own. The group is killed when the future is dropped and when the command has
 /// ended, whether it succeeded or not: what shall outlive the node leaves the group, as with `setsid`.
@@ -75,6 +76,8 @@ fn command(run: &Run, ctx: &NodeContext) -> Result<Command, NodeError> {
     if let Some(cwd) = &run.cwd {
         command.current_dir(ctx.evaluate_text(cwd)?);
     }
+    // Before the node's own variables, which win.
+    command.envs(ctx.traceparent().map(|traceparent| ("TRACEPARENT", traceparent)));
     for (name, value) in &run.env {
         command.env(name, ctx.evaluate_text(value)?);
     }

@@ -34,6 +34,7 @@ impl Attempt {
             secrets: Arc::new(FileSecrets::parse("OPENAI_API_KEY=sk-stand-in\nTOKEN=t0p-secret").unwrap()),
             masks: Arc::default(),
             events,
+            trace_context: None,
         };
         Self { ctx: NodeContext::new(task, 2, Notes::default()), events: receiver }
     }

@@ -91,6 +91,7 @@ impl Run {
             secrets: Arc::clone(&self.engine.secrets),
             masks: Arc::clone(&self.masks),
             events: self.events.clone(),
+            trace_context: self.engine.trace_context.clone(),
         };
         let handler = self.engine.registry.find(task.kind()).cloned();
         let started_at = self.engine.clock.now();

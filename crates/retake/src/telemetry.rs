@@ -1,0 +1,18 @@
+//! What can be watched: the instruments, and a store that is watched from outside.
+//!
+//! Spans and events are [`tracing`]'s, measurements go to whatever recorder the program has installed for the `metrics`
+//! crate (feature `telemetry`). Neither carries a value, a prompt, an output or the text of a node's failure: names, numbers
+//! and kinds only. `docs/telemetry.md` lists all of them.
+
+mod instrument;
+mod observed;
+
+pub use instrument::{INSTRUMENTS, Instrument, InstrumentKind, show_depths};
+pub use observed::Observed;
+
+#[cfg(feature = "sqlite")]
+pub(crate) use instrument::BATCH_SIZE;
+#[cfg(feature = "engine")]
+pub(crate) use instrument::{
+    EXECUTIONS, EXECUTIONS_ACTIVE, NODE_DURATION, NODE_RETRIES, NODES, NODES_ACTIVE, Raised, TOKENS,
+};
