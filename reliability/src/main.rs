@@ -16,6 +16,7 @@ mod io_errors;
 mod kill;
 mod loss;
 mod migration;
+mod model;
 mod poison;
 mod power_cut;
 mod report;
@@ -72,6 +73,7 @@ const TRIALS: &[Trial] = &[
     Trial { name: "damage", run: damage::trial },
     Trial { name: "io-errors", run: io_errors::run },
     Trial { name: "full-disk", run: full_disk::run },
+    Trial { name: "model", run: model::run },
     Trial { name: "fence", run: fence::run },
     Trial { name: "encryption", run: encryption::run },
     Trial { name: "migration", run: migration::run },
