@@ -8,6 +8,7 @@ use retake::checkpoint::{CheckpointConfig, CheckpointFrequency};
 use retake::engine::{Engine, NodeContext, NodeError, Registry, Start};
 use retake::store::{SqliteStore, Store, encode};
 use retake::workflow::{Node, Workflow};
+use tokio::runtime::Runtime;
 
 use crate::sample::{self, Content, Draw, Saved};
 use crate::table::{Better, Found, Row, shown};
@@ -24,13 +25,12 @@ const EARLY: usize = 20;
 const LATE: usize = 50;
 
 /// What a history of appends cost.
-struct Grown {
-    /// Of the file, once the store is closed.
-    file_bytes: u64,
+#[derive(Debug)]
+pub(crate) struct Grown {
     /// Of the last state, as MessagePack.
-    state_bytes: u64,
+    pub(crate) state_bytes: u64,
     /// Of each durable step.
-    steps: Vec<Duration>,
+    pub(crate) steps: Vec<Duration>,
     /// Of what each step costs before it reaches the store.
     computed: Vec<Duration>,
 }
@@ -52,20 +52,25 @@ pub(crate) fn rows(effort: Effort) -> Outcome<Vec<Row>> {
 }
 
 fn size(steps: usize, content: Content, compress: bool, goal: f64) -> Outcome<Row> {
-    let grown = grow(steps, content, compress)?;
+    let (grown, file_bytes) = grow(steps, content, compress)?;
+    Ok(Row {
+        what: format!("{}: bytes on disk", described(steps, content, compress)),
+        ours: kilobytes(file_bytes),
+        theirs: format!("the final state: {}", kilobytes(grown.state_bytes)),
+        found: Found::Ratio(quotient(file_bytes, grown.state_bytes)),
+        goal: Some(Found::Ratio(goal)),
+        better: Better::Less,
+    })
+}
+
+/// Says what is appended.
+pub(crate) fn described(steps: usize, content: Content, compress: bool) -> String {
     let text = match content {
         Content::Prose => "prose",
         Content::Noise => "noise",
     };
     let setting = if compress { "compressed" } else { "not compressed" };
-    Ok(Row {
-        what: format!("{steps} steps that each append 1 KB ({text}, {setting}): bytes on disk"),
-        ours: kilobytes(grown.file_bytes),
-        theirs: format!("the final state: {}", kilobytes(grown.state_bytes)),
-        found: Found::Ratio(quotient(grown.file_bytes, grown.state_bytes)),
-        goal: Some(Found::Ratio(goal)),
-        better: Better::Less,
-    })
+    format!("{steps} steps that each append 1 KB ({text}, {setting})")
 }
 
 /// Compares late steps with early ones of the same histories.
@@ -73,7 +78,7 @@ fn cost(steps: usize, histories: usize) -> Outcome<Vec<Row>> {
     let mut durable = Windows::default();
     let mut computed = Windows::default();
     for _ in 0..histories {
-        let grown = grow(steps, Content::Prose, false)?;
+        let (grown, _) = grow(steps, Content::Prose, false)?;
         durable.add(&grown.steps);
         computed.add(&grown.computed);
     }
@@ -87,7 +92,9 @@ fn cost(steps: usize, histories: usize) -> Outcome<Vec<Row>> {
 fn cost_in_engine(steps: usize, histories: usize) -> Outcome<Row> {
     let mut windows = Windows::default();
     for _ in 0..histories {
-        windows.add(&run_chain(steps)?);
+        let directory = tempfile::tempdir()?;
+        let store = Arc::new(SqliteStore::open(directory.path().join("retake.db"))?);
+        windows.add(&run_chain(&sample::single_threaded()?, store, steps)?);
     }
     Ok(windows.row(
         format!("the same through the engine, a chain of {steps} nodes: node {steps} over node 10"),
@@ -96,19 +103,19 @@ fn cost_in_engine(steps: usize, histories: usize) -> Outcome<Row> {
 }
 
 /// Early and late steps of several histories.
-#[derive(Default)]
-struct Windows {
+#[derive(Debug, Default)]
+pub(crate) struct Windows {
     early: Vec<Duration>,
     late: Vec<Duration>,
 }
 
 impl Windows {
-    fn add(&mut self, steps: &[Duration]) {
+    pub(crate) fn add(&mut self, steps: &[Duration]) {
         self.early.extend_from_slice(&steps[1..EARLY]);
         self.late.extend_from_slice(&steps[steps.len().saturating_sub(LATE)..]);
     }
 
-    fn row(&self, what: String, goal: Option<Found>) -> Row {
+    pub(crate) fn row(&self, what: String, goal: Option<Found>) -> Row {
         let (early, late) = (median(&self.early), median(&self.late));
         Row {
             what,
@@ -121,33 +128,42 @@ impl Windows {
     }
 }
 
-fn grow(steps: usize, content: Content, compress: bool) -> Outcome<Grown> {
+/// Returns what a history cost, and the bytes of its file, once that is closed.
+fn grow(steps: usize, content: Content, compress: bool) -> Outcome<(Grown, u64)> {
     let directory = tempfile::tempdir()?;
     let store = SqliteStore::open(directory.path().join("retake.db"))?;
-    let runtime = sample::single_threaded()?;
-    let mut saved = runtime.block_on(Saved::create(&store, 0, compress))?;
+    let grown = append(&sample::single_threaded()?, &store, steps, content, compress)?;
+    drop(store);
+    Ok((grown, bytes_in(directory.path())?))
+}
+
+/// Appends a message a step, each step durable before the next.
+pub(crate) fn append(
+    runtime: &Runtime,
+    store: &dyn Store,
+    steps: usize,
+    content: Content,
+    compress: bool,
+) -> Outcome<Grown> {
+    let mut saved = runtime.block_on(Saved::create(store, 0, compress))?;
     let mut draw = Draw::new(4);
-    let mut grown = Grown { file_bytes: 0, state_bytes: 0, steps: Vec::new(), computed: Vec::new() };
+    let mut grown = Grown { state_bytes: 0, steps: Vec::new(), computed: Vec::new() };
     for _ in 0..steps {
         let message = sample::message(&mut draw, content);
         let watch = Stopwatch::start();
         saved.ctx.append(MESSAGES, message)?;
         let (computed, checkpoint) = timed(|| saved.checkpoint());
-        runtime.block_on(saved.commit(&store, checkpoint?))?;
+        runtime.block_on(saved.commit(store, checkpoint?))?;
         grown.steps.push(watch.read());
         grown.computed.push(computed);
     }
     let messages = saved.ctx.get_variable(MESSAGES).ok_or("nothing was appended")?;
     grown.state_bytes = encode(MESSAGES, messages)?.len() as u64;
-    drop(store);
-    grown.file_bytes = bytes_in(directory.path())?;
     Ok(grown)
 }
 
 /// Returns how long each node of a chain took, with all that was done to record the one before.
-fn run_chain(nodes: usize) -> Outcome<Vec<Duration>> {
-    let directory = tempfile::tempdir()?;
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path().join("retake.db"))?);
+pub(crate) fn run_chain(runtime: &Runtime, store: Arc<dyn Store>, nodes: usize) -> Outcome<Vec<Duration>> {
     let starts = Arc::new(Mutex::new(Vec::new()));
     let watch = Arc::new(Stopwatch::start());
     let draw = Arc::new(Mutex::new(Draw::new(5)));
@@ -177,8 +193,7 @@ fn run_chain(nodes: usize) -> Outcome<Vec<Duration>> {
     }
     let workflow = Arc::new(builder.build()?);
     let engine = Engine::new(store).with_registry(registry);
-    sample::single_threaded()?
-        .block_on(async { engine.start(workflow, Start::default()).await?.drive().await })?;
+    runtime.block_on(async { engine.start(workflow, Start::default()).await?.drive().await })?;
     let starts = starts.lock().map_err(|_| "a node panicked")?;
     Ok(starts.windows(2).map(|pair| pair[1] - pair[0]).collect())
 }
@@ -191,11 +206,11 @@ fn bytes_in(directory: &Path) -> std::io::Result<u64> {
     Ok(bytes)
 }
 
-fn quotient(a: u64, b: u64) -> f64 {
+pub(crate) fn quotient(a: u64, b: u64) -> f64 {
     let number = |bytes: u64| f64::from(u32::try_from(bytes).unwrap_or(u32::MAX));
     number(a) / number(b)
 }
 
-fn kilobytes(bytes: u64) -> String {
+pub(crate) fn kilobytes(bytes: u64) -> String {
     format!("{} KB", bytes / 1_000)
 }

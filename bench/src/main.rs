@@ -11,6 +11,7 @@ mod listing;
 mod machine;
 mod overhead;
 mod planning;
+mod postgres;
 mod read;
 mod sample;
 mod save;
@@ -57,17 +58,26 @@ const PARTS: [(&str, Part); 9] = [
     ("forking", forking::rows),
 ];
 
+/// The parts that need a server, which are measured when they are asked for.
+const ON_POSTGRES: [(&str, Part); 2] =
+    [("postgres-saving", postgres::saving), ("postgres-growing", postgres::growing)];
+
+/// What chooses all of [`ON_POSTGRES`].
+const POSTGRES: &str = "postgres";
+
 type Part = fn(Effort) -> Outcome<Vec<Row>>;
 
 fn main() -> ExitCode {
     let mut effort = Effort::Full;
     let mut chosen = Vec::new();
     for argument in std::env::args().skip(1) {
-        match PARTS.iter().find(|(name, _)| *name == argument) {
+        match PARTS.iter().chain(&ON_POSTGRES).find(|(name, _)| *name == argument) {
             Some(part) => chosen.push(*part),
+            None if argument == POSTGRES => chosen.extend(ON_POSTGRES),
             None if argument == "--quick" => effort = Effort::Quick,
             None => {
-                let names = PARTS.map(|(name, _)| name).join(", ");
+                let names: Vec<_> = PARTS.iter().chain(&ON_POSTGRES).map(|(name, _)| *name).collect();
+                let names = names.join(", ");
                 table::complain(&format!("unknown argument `{argument}`: give --quick, or some of {names}"));
                 return ExitCode::from(2);
             }

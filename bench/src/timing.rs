@@ -39,3 +39,23 @@ pub(crate) fn median(times: &[Duration]) -> Duration {
 pub(crate) fn ratio(other: Duration, one: Duration) -> f64 {
     other.as_secs_f64() / one.as_secs_f64()
 }
+
+/// Returns the time that so many in a hundred do not exceed.
+///
+/// # Panics
+/// Where there is none.
+pub(crate) fn percentile(times: &[Duration], percent: usize) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
+}
+
+/// Returns the middle one, as [`median`] does.
+///
+/// # Panics
+/// Where there is none.
+pub(crate) fn middle(numbers: &[f64]) -> f64 {
+    let mut sorted = numbers.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}

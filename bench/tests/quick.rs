@@ -34,6 +34,40 @@ fn a_quick_run_prints_a_row_for_every_number() {
     }
 }
 
+/// Asks for a server, as the tests of the store do.
+#[test]
+fn a_quick_run_of_the_parts_on_postgres_prints_a_row_for_every_number() {
+    assert!(std::env::var_os("RETAKE_TEST_POSTGRES").is_some(), "run it with `cargo xtask postgres -- COMMAND`");
+    let run =
+        Command::new(env!("CARGO_BIN_EXE_retake-bench")).args(["--quick", "postgres"]).output().unwrap();
+    let (table, complaints) = (String::from_utf8(run.stdout).unwrap(), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{complaints}");
+    for (what, rows) in [
+        ("| PostgreSQL: commits of a 1 KB change per second, one execution", 1),
+        ("| PostgreSQL: the same, 64 executions at once", 2),
+        ("| PostgreSQL: half of them are durable within", 2),
+        ("| PostgreSQL: 99 in 100 are durable within", 2),
+        ("| PostgreSQL: commits that share a transaction", 1),
+        ("| PostgreSQL: bytes of the server's log for one commit", 2),
+        ("| PostgreSQL: the server's processor for one commit", 2),
+        ("| PostgreSQL: our processor for one commit", 2),
+        ("bytes of all tables and indexes", 4),
+        ("| PostgreSQL: durable step 60 over step 10", 1),
+        ("| PostgreSQL: the same through the engine", 1),
+    ] {
+        assert_eq!(table.matches(what).count(), rows, "{what}\n{table}");
+    }
+}
+
+#[test]
+fn the_parts_on_postgres_say_what_they_miss() {
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_retake-bench"));
+    let run = bench.arg("postgres-saving").env_remove("RETAKE_TEST_POSTGRES").output().unwrap();
+    assert_eq!(run.status.code(), Some(1));
+    let complaint = String::from_utf8(run.stderr).unwrap();
+    assert!(complaint.contains("`cargo xtask bench postgres` starts a server"), "{complaint}");
+}
+
 #[test]
 fn a_part_can_be_measured_alone_and_an_unknown_one_is_refused() {
     let bench = |argument| {
