@@ -215,6 +215,8 @@ impl StoreError {
             Self::NewerFormat { .. } => "newer_format",
             Self::Key { .. } => "key",
             Self::NotAStore { .. } => "not_a_store",
+            Self::Absent { .. } => "absent",
+            Self::Refused { .. } => "refused",
             Self::Full { .. } => "full",
             Self::Io { .. } => "io",
             Self::Closed { .. } => "closed",

@@ -255,8 +255,8 @@ impl<Q: Queue + ?Sized> Queue for Observed<Q> {
         self.inner.settle(lease, settlement).await
     }
 
-    async fn wait_for_work(&self, at_most: Duration) -> Result<(), StoreError> {
-        self.inner.wait_for_work(at_most).await
+    async fn wait_for_work(&self, claim: &Claim, at_most: Duration) -> Result<(), StoreError> {
+        self.inner.wait_for_work(claim, at_most).await
     }
 
     async fn set_limit(&self, limit: Limit) -> Result<(), StoreError> {
