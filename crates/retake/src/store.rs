@@ -7,8 +7,11 @@
 //! [`prune`](Store::prune) and [`delete`](Store::delete) remove.
 
 mod blocking;
-#[cfg(any(feature = "sqlite", feature = "testkit"))]
-#[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only a driver packs"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "testkit"))]
+#[cfg_attr(
+    not(any(feature = "sqlite", feature = "postgres")),
+    expect(dead_code, reason = "only a driver packs")
+)]
 pub(crate) mod body;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod column;
@@ -26,6 +29,8 @@ mod load;
 mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod process;
 mod queue;
 mod record;
 mod repair;
@@ -60,12 +65,12 @@ pub use queue::{
 pub use record::{
     Ask, Cause, CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Lease,
     NewCheckpoint, NewExecution, NewOperation, NewWorkflow, Note, OperationRecord, Origin, Report, Request,
-    Seq,
+    Seq, Stats,
 };
 pub use repair::{HeadFate, RecordFate, Repair, RepairMode, RepairedExecution};
 pub use sharing::context_sharing;
 #[cfg(feature = "sqlite")]
-pub use sqlite::{DamagedLog, FORMAT, Options, SqliteStore, Stats};
+pub use sqlite::{DamagedLog, FORMAT, Options, SqliteStore};
 pub use state::{context, delta};
 pub use value::{DEPTH_MAX, VALUE_BYTES_MAX, decode, encode, hash};
 

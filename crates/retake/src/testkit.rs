@@ -34,6 +34,8 @@
 
 pub mod decoders;
 pub mod histories;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 
 mod checkpoint_storage;
 mod going_back;

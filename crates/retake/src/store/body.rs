@@ -54,7 +54,10 @@ pub(super) fn check_length(length: u64) -> Result<(), StoreError> {
 }
 
 /// Unpacks what [`pack`] made. `record` names it in an error.
-#[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "the test-kit has a limit of its own"))]
+#[cfg_attr(
+    not(any(feature = "sqlite", feature = "postgres")),
+    expect(dead_code, reason = "the test-kit has a limit of its own")
+)]
 pub(super) fn unpack(record: &str, bytes: &[u8]) -> Result<Vec<u8>, StoreError> {
     unpack_at_most(BODY_BYTES_MAX, record, bytes)
 }

@@ -168,7 +168,7 @@ impl Delta {
     }
 
     /// Returns how many bytes its values take.
-    #[cfg(feature = "sqlite")]
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(super) fn bytes(&self) -> u64 {
         let pieces = self.changes.iter().flat_map(|change| match &change.op {
             Op::Set { pieces, .. } | Op::Append { pieces, .. } => pieces.as_slice(),

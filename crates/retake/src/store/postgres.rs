@@ -3,24 +3,52 @@
 //! Everything here is done by tasks of the caller's runtime, which must have tokio's timers and sockets.
 
 mod address;
+mod asking;
+mod batch;
+mod chain;
+mod check;
+mod commit;
 mod connect;
-#[cfg_attr(not(test), allow(dead_code, reason = "the statements of the store come with its tables"))]
+mod create;
 mod db;
 mod fault;
+mod keeper;
+mod keys;
+mod known;
+mod lease;
 mod migration;
+mod moving;
+mod outage;
 mod pool;
+mod prune;
+mod query;
+mod row;
 mod schema;
 #[cfg(test)]
 mod testing;
+mod write;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use self::address::Address;
+use self::asking::Looks;
+use self::batch::Batcher;
 use self::db::Db;
+use self::keeper::Keeper;
+use self::keys::Keys;
+use self::known::Cache;
 use self::migration::Missing;
-use super::StoreError;
+use super::{
+    CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, History, HistoryPage, Image, Lease,
+    NewCheckpoint, NewExecution, Note, OperationRecord, Report, Request, Seq, Stats, Store, StoreError,
+    process,
+};
+use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
+use crate::execution::{ExecutionId, WorkflowId};
 
 /// How to connect to a [`PostgresStore`].
 ///
@@ -36,6 +64,9 @@ pub struct PostgresOptions {
     /// How long a call may take: to wait for a connection, to send, and to be answered. The server gives a statement up
     /// after that time as well.
     pub call_timeout: Duration,
+    /// How long a write goes on trying where the connection is lost, after which it finds out whether it was done. Then it
+    /// fails, and nobody knows.
+    pub outage_max: Duration,
     /// How long a statement waits for what another transaction has locked.
     pub lock_timeout: Duration,
     /// After how long of silence within a transaction the server ends it: its process may be stopped.
@@ -53,6 +84,7 @@ impl Default for PostgresOptions {
             connections_max: 8,
             connect_timeout: Duration::from_secs(5),
             call_timeout: Duration::from_secs(30),
+            outage_max: Duration::from_secs(30),
             lock_timeout: Duration::from_secs(10),
             idle_transaction_timeout: Duration::from_secs(10),
             unacknowledged_timeout: Duration::from_secs(5),
@@ -64,7 +96,36 @@ impl Default for PostgresOptions {
 /// Keeps histories on a PostgreSQL server, which many machines may use at once.
 #[derive(Debug)]
 pub struct PostgresStore {
+    shared: Arc<Shared>,
+}
+
+/// What the tasks of a store share.
+#[derive(Debug)]
+struct Shared {
     db: Db,
+    clock: Arc<dyn Clock>,
+    /// Who holds the leases that are taken here, as people are told.
+    owner: String,
+    keys: Keys,
+    cache: Cache,
+    batcher: Arc<Batcher>,
+    looks: Arc<Looks>,
+    keeper: Keeper,
+}
+
+impl Shared {
+    fn new(db: Db) -> Self {
+        Self {
+            clock: Arc::clone(&db.options().clock),
+            owner: process::name(),
+            keys: Keys::new(),
+            cache: Cache::default(),
+            batcher: Arc::new(Batcher::new(db.clone())),
+            looks: Arc::new(Looks::new(db.clone())),
+            keeper: Keeper::default(),
+            db,
+        }
+    }
 }
 
 impl PostgresStore {
@@ -106,13 +167,109 @@ impl PostgresStore {
 
     /// Returns where the store is, as people are told: without the password.
     pub fn location(&self) -> &str {
-        self.db.location()
+        self.shared.db.location()
+    }
+
+    /// Returns how many writes shared how many transactions.
+    pub fn stats(&self) -> Stats {
+        self.shared.batcher.stats()
     }
 
     async fn start(url: &str, options: PostgresOptions, missing: Missing) -> Result<Self, StoreError> {
         let db = Db::new(Address::parse(url)?, options);
         db.greet().await?;
         migration::migrate(&db, schema::MIGRATIONS, missing).await?;
-        Ok(Self { db })
+        Ok(Self { shared: Arc::new(Shared::new(db)) })
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for PostgresStore {
+    async fn create(&self, new: NewExecution, first: NewCheckpoint) -> Result<CheckpointRecord, StoreError> {
+        create::create(&self.shared, new, first).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<CheckpointRecord, StoreError> {
+        commit::commit(&self.shared, commit).await
+    }
+
+    async fn execution(&self, id: ExecutionId) -> Result<Option<ExecutionRecord>, StoreError> {
+        query::execution(&self.shared, id).await
+    }
+
+    async fn executions(&self, filter: &ExecutionFilter) -> Result<Vec<ExecutionRecord>, StoreError> {
+        query::executions(&self.shared, filter).await
+    }
+
+    async fn workflow(&self, id: WorkflowId) -> Result<Option<Vec<u8>>, StoreError> {
+        query::workflow(&self.shared, id).await
+    }
+
+    async fn history(&self, id: ExecutionId, page: HistoryPage) -> Result<Vec<CheckpointRecord>, StoreError> {
+        query::history(&self.shared, id, page).await
+    }
+
+    async fn checkpoint(&self, id: CheckpointId) -> Result<Option<CheckpointRecord>, StoreError> {
+        query::checkpoint(&self.shared, id).await
+    }
+
+    async fn state(&self, id: ExecutionId, seq: Seq) -> Result<Image, StoreError> {
+        query::state(&self.shared, id, seq).await
+    }
+
+    async fn operations(&self, id: ExecutionId) -> Result<Vec<OperationRecord>, StoreError> {
+        query::operations(&self.shared, id).await
+    }
+
+    async fn note(&self, id: ExecutionId, note: Note) -> Result<OperationRecord, StoreError> {
+        asking::note(&self.shared, id, &note).await
+    }
+
+    async fn export(&self, id: ExecutionId) -> Result<History, StoreError> {
+        moving::export(&self.shared, id).await
+    }
+
+    async fn import(&self, history: History) -> Result<(), StoreError> {
+        moving::import(&self.shared, history).await
+    }
+
+    async fn prune(&self, id: ExecutionId, keep: usize) -> Result<usize, StoreError> {
+        prune::prune(&self.shared, id, keep).await
+    }
+
+    async fn delete(&self, id: ExecutionId) -> Result<usize, StoreError> {
+        prune::delete(&self.shared, id).await
+    }
+
+    async fn lease(&self, id: ExecutionId, ttl: Duration) -> Result<Lease, StoreError> {
+        lease::lease(&self.shared, id, ttl).await
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<(), StoreError> {
+        lease::renew(&self.shared, lease).await
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<(), StoreError> {
+        lease::release(&self.shared, lease).await
+    }
+
+    async fn ask(&self, id: ExecutionId, request: Request) -> Result<(), StoreError> {
+        asking::ask(&self.shared, id, &request.checked()?).await
+    }
+
+    async fn requests(&self, id: ExecutionId) -> Result<Vec<Request>, StoreError> {
+        self.shared.looks.requests(id).await
+    }
+
+    async fn withdraw(&self, id: ExecutionId, request: Uuid) -> Result<bool, StoreError> {
+        asking::withdraw(&self.shared, id, request).await
+    }
+
+    async fn check(&self) -> Result<Report, StoreError> {
+        check::check(&self.shared).await
+    }
+
+    async fn compact(&self) -> Result<(), StoreError> {
+        prune::compact(&self.shared).await
     }
 }

@@ -433,6 +433,15 @@ pub struct Report {
     pub problems: Vec<String>,
 }
 
+/// How many writes shared how many transactions since the store was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stats {
+    /// Writes that were answered.
+    pub writes: u64,
+    /// Transactions that they took, each one flush of the disk.
+    pub transactions: u64,
+}
+
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 /// Where the hyphens of a UUID stand.
 const HYPHENS: [usize; 4] = [8, 13, 18, 23];

@@ -56,7 +56,7 @@ use self::writer::{Aftermath, Job, Log, Outstanding, Writer};
 use super::{
     CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, History, HistoryPage, Image, Lease,
     MasterKey, NewCheckpoint, NewExecution, NewOperation, Note, OperationRecord, Repair, RepairMode, Report,
-    Request, Seq, Store, StoreError, body,
+    Request, Seq, Stats, Store, StoreError, body,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
@@ -97,15 +97,6 @@ impl Default for Options {
             damaged_log: DamagedLog::Refuse,
         }
     }
-}
-
-/// How many writes shared how many transactions since the store was opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stats {
-    /// Writes that were answered.
-    pub writes: u64,
-    /// Transactions that they took, each one flush of the disk.
-    pub transactions: u64,
 }
 
 /// Keeps histories in one SQLite file, which the `sqlite3` tool can open as well.

@@ -141,6 +141,9 @@ impl Drop for Connection {
 /// Returns the statement that sets a session up and reads the settings that matter.
 ///
 /// By `set_config`, and not with the connection's parameters, which poolers refuse.
+///
+/// Statements are planned once for a connection, and by their indexes: what is the best plan for tables that are nearly
+/// empty is the worst for those that have grown since.
 fn session(schema: &str, options: &PostgresOptions) -> String {
     let call = options.call_timeout.as_millis();
     let lock = options.lock_timeout.as_millis();
@@ -154,6 +157,8 @@ fn session(schema: &str, options: &PostgresOptions) -> String {
          set_config('standard_conforming_strings', 'on', false), \
          set_config('default_transaction_isolation', 'read committed', false), \
          set_config('jit', 'off', false), \
+         set_config('plan_cache_mode', 'force_generic_plan', false), \
+         set_config('enable_seqscan', 'off', false), \
          set_config('statement_timeout', '{call}ms', false), \
          set_config('lock_timeout', '{lock}ms', false), \
          set_config('idle_in_transaction_session_timeout', '{idle}ms', false), \

@@ -48,6 +48,8 @@ impl Fault {
 #[derive(Debug, Clone)]
 pub(super) struct Said {
     pub(super) code: SqlState,
+    /// The rule that was violated, by its name.
+    pub(super) constraint: Option<String>,
     message: String,
     hint: Option<String>,
 }
@@ -64,9 +66,34 @@ impl fmt::Display for Said {
 
 impl std::error::Error for Said {}
 
+/// Returns the name of the index in which a value stood already, where a write failed for that.
+pub(super) fn violated(error: &StoreError) -> Option<&str> {
+    let said = said(error)?;
+    (said.code == SqlState::UNIQUE_VIOLATION).then_some(said.constraint.as_deref()).flatten()
+}
+
+/// Tells whether a statement failed for one of the rows that it was to write, so that others may go through alone.
+pub(super) fn is_of_one(error: &StoreError) -> bool {
+    said(error).is_some_and(|said| {
+        // 22 a value, 23 a constraint, 54 a limit.
+        ["22", "23", "54"].iter().any(|class| said.code.code().starts_with(class))
+    })
+}
+
+/// Tells whether the server gave a statement up for the sake of another, and did nothing of it.
+pub(super) fn is_passing(error: &StoreError) -> bool {
+    let codes = [SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE];
+    said(error).is_some_and(|said| codes.contains(&said.code))
+}
+
+fn said(error: &StoreError) -> Option<&Said> {
+    std::error::Error::source(error)?.downcast_ref::<Said>()
+}
+
 fn of_the_server(location: &str, action: &'static str, error: &DbError) -> Fault {
     let said = Arc::new(Said {
         code: error.code().clone(),
+        constraint: error.constraint().map(str::to_owned),
         message: error.message().to_owned(),
         hint: error.hint().map(str::to_owned),
     });

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
-use crate::store::StoreError;
+use crate::store::{StoreError, process};
 
 /// One opened store, as a holder of leases.
 #[derive(Debug)]
@@ -23,12 +23,7 @@ pub(super) struct Owner {
 
 impl Owner {
     pub(super) fn new(id: Uuid, store: &Arc<Path>) -> Self {
-        let process = std::process::id();
-        let name = match host() {
-            Some(host) => format!("process {process} on {host}"),
-            None => format!("process {process}"),
-        };
-        Self { id, name, store: Arc::clone(store), file: Mutex::default() }
+        Self { id, name: process::name(), store: Arc::clone(store), file: Mutex::default() }
     }
 
     pub(super) fn id(&self) -> Uuid {
@@ -98,11 +93,4 @@ impl Drop for Owner {
             drop(std::fs::remove_file(self.path(self.id)));
         }
     }
-}
-
-fn host() -> Option<String> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
-        .ok()?;
-    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
 }

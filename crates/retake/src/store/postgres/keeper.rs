@@ -1,0 +1,87 @@
+//! What no save must wait for: keyframes, which keep the way to every state short.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Shared;
+use super::chain::{self, Reader, Resolved};
+use super::known::Reach;
+use super::row;
+use crate::execution::ExecutionId;
+use crate::store::load::{ADDED_MIN, FLOOR_MIN, SPARED_MIN, length};
+use crate::store::{StoreError, body};
+
+/// Keyframes that are made at the same time. One that finds no room is made after a later commit.
+const FRAMES_MAX: usize = 2;
+
+/// Keeps a state whole as long as its delta is there.
+const INSERT: &str = "
+INSERT INTO keyframes (delta, size, body, checksum)
+SELECT d.key, $2::bigint, $3::bytea, $4::bytea FROM deltas d WHERE d.key = $1 FOR KEY SHARE OF d
+ON CONFLICT (delta) DO NOTHING";
+
+/// The executions of which a keyframe is being made.
+#[derive(Debug, Default)]
+pub(super) struct Keeper {
+    making: Mutex<HashSet<ExecutionId>>,
+}
+
+/// An execution of which a keyframe is being made, until this is dropped.
+struct Making {
+    shared: Arc<Shared>,
+    id: ExecutionId,
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.shared.keeper.making.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+impl Shared {
+    /// Makes a keyframe of an execution's head, beside whatever goes on.
+    pub(super) fn keep(self: &Arc<Self>, id: ExecutionId, delta: i64) {
+        {
+            let mut making = self.keeper.making.lock().unwrap_or_else(PoisonError::into_inner);
+            if making.len() >= FRAMES_MAX || !making.insert(id) {
+                return;
+            }
+        }
+        let making = Making { shared: Arc::clone(self), id };
+        tokio::spawn(async move {
+            // Without it, a state costs more to read: another is due with the next commit.
+            if let Err(error) = making.shared.frame(id, delta).await {
+                tracing::debug!(execution = %id, %error, "no keyframe was made");
+            }
+        });
+    }
+
+    async fn frame(&self, id: ExecutionId, delta: i64) -> Result<(), StoreError> {
+        let Resolved { image, read, weight, floor, framed } =
+            chain::resolved(&mut Reader::Db(&self.db), delta).await?;
+        if weight <= floor {
+            // Somebody else made one.
+            self.cache.weigh(id, |reach| reach.weight = reach.weight.min(weight));
+            return Ok(());
+        }
+        let raw = image.to_delta().encode();
+        let size = length(&raw);
+        let spared = read.saturating_add(framed.unwrap_or(0)).saturating_sub(size);
+        let worth = match spared < size / SPARED_MIN {
+            true => None,
+            // A state that is larger than one row may be is read from its deltas.
+            false => body::pack(raw, Some(body::FAST)).ok(),
+        };
+        let Some(body) = worth else {
+            let floor = weight.saturating_add(FLOOR_MIN.max(size / ADDED_MIN));
+            self.cache.weigh(id, |reach| reach.floor = floor);
+            return Ok(());
+        };
+        let checksum = row::keyframe_checksum(delta, size, &body.bytes);
+        self.db.execute("keeping a state", INSERT, &[&delta, &size, &body.bytes, &&checksum[..]]).await?;
+        self.cache.weigh(id, |reach| {
+            *reach = Reach { weight: reach.weight.saturating_sub(weight), floor: size.max(FLOOR_MIN) };
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,17 @@
+//! Who holds a lease, as people are told.
+
+/// Returns what this process is called: its number, and its machine where that has a name.
+pub(super) fn name() -> String {
+    let process = std::process::id();
+    match host() {
+        Some(host) => format!("process {process} on {host}"),
+        None => format!("process {process}"),
+    }
+}
+
+fn host() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
+        .ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
+}
