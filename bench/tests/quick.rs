@@ -37,7 +37,10 @@ fn a_quick_run_prints_a_row_for_every_number() {
 /// Asks for a server, as the tests of the store do.
 #[test]
 fn a_quick_run_of_the_parts_on_postgres_prints_a_row_for_every_number() {
-    assert!(std::env::var_os("RETAKE_TEST_POSTGRES").is_some(), "run it with `cargo xtask postgres -- COMMAND`");
+    assert!(
+        std::env::var_os("RETAKE_TEST_POSTGRES").is_some(),
+        "run it with `cargo xtask postgres -- COMMAND`"
+    );
     let run =
         Command::new(env!("CARGO_BIN_EXE_retake-bench")).args(["--quick", "postgres"]).output().unwrap();
     let (table, complaints) = (String::from_utf8(run.stdout).unwrap(), String::from_utf8_lossy(&run.stderr));
