@@ -191,20 +191,8 @@ impl Engine {
     /// [`EngineError::Input`], [`EngineError::NoHandler`] and [`EngineError::Secret`], before anything is created;
     /// [`Conflict::NameTaken`].
     pub async fn start(&self, workflow: Arc<Workflow>, start: Start) -> Result<Run, EngineError> {
-        let id = self.clock.new_id();
-        let span = trace::execution(RunKind::Started, id);
-        let run = self.begin(id, workflow, start, &span).instrument(span.clone()).await;
-        run.inspect_err(|error| trace::refused(&span, error))
-    }
-
-    async fn begin(
-        &self,
-        id: ExecutionId,
-        workflow: Arc<Workflow>,
-        start: Start,
-        span: &Span,
-    ) -> Result<Run, EngineError> {
         self.check_handlers(&workflow)?;
+        let id = self.clock.new_id();
         let mut ctx = ExecutionContext::with_id(id, workflow.id(), self.clock.now());
         ctx.inputs = workflow.definition().inputs_from(start.inputs)?.into_iter().collect();
         let masks = Arc::new(Masks::of(Some(&workflow), &*self.secrets));
@@ -213,14 +201,27 @@ impl Engine {
         if let Some(name) = &start.name {
             refuse_secret(&masks, "the name", &Value::from(name.as_str()))?;
         }
-        let mut names = Names::new(start.name, id);
+        let span = trace::execution(RunKind::Started, id, workflow.name());
+        let run = self.begin(workflow, ctx, start.name, masks, &span).instrument(span.clone()).await;
+        run.inspect_err(|error| trace::refused(&span, error))
+    }
+
+    async fn begin(
+        &self,
+        workflow: Arc<Workflow>,
+        mut ctx: ExecutionContext,
+        name: Option<String>,
+        masks: Arc<Masks>,
+        span: &Span,
+    ) -> Result<Run, EngineError> {
+        let mut names = Names::new(name, ctx.execution_id);
         let name = loop {
             let name = names.draw();
-            trace::identify(span, &name, &workflow);
             if names.takes(self.create(&workflow, &mut ctx, &name, &masks).await)? {
                 break name;
             }
         };
+        trace::identify(span, &name, &workflow);
         let held = Held::take(&self.store, ctx.execution_id, self.lease_ttl).await?;
         let name = name.into();
         let counter_actions = BTreeMap::new();
@@ -241,13 +242,13 @@ impl Engine {
     /// and [`Resume::again`] does not name it; [`EngineError::InterruptedCompensation`] likewise,
     /// [`EngineError::NothingToCompensateFrom`] and [`EngineError::NothingToCompensate`].
     pub async fn resume(&self, id: ExecutionId, resume: Resume) -> Result<Run, EngineError> {
-        let span = trace::execution(RunKind::Resumed, id);
+        let record = self.store.require(id).await?;
+        let span = trace::execution(RunKind::Resumed, id, &record.workflow_name);
         let run = self.go_on(id, resume, &span).instrument(span.clone()).await;
         run.inspect_err(|error| trace::refused(&span, error))
     }
 
     async fn go_on(&self, id: ExecutionId, resume: Resume, span: &Span) -> Result<Run, EngineError> {
-        self.store.require(id).await?;
         let mut held = Held::take(&self.store, id, self.lease_ttl).await?;
         match self.set_running(&held, id, resume, span).await {
             Ok(Resumed { workflow, name, ctx, head, counter_actions, undone_to }) => {

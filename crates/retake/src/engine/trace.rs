@@ -21,10 +21,11 @@ pub trait TraceContext: Send + Sync + Debug {
 }
 
 /// Returns the span of one run of an execution: from its start, or from where it is resumed, to where it stops.
-pub(super) fn execution(kind: RunKind, id: ExecutionId) -> Span {
+pub(super) fn execution(kind: RunKind, id: ExecutionId, workflow: &str) -> Span {
     tracing::info_span!(
         "execution",
-        otel.name = field::Empty,
+        // A name that comes later would not be taken.
+        otel.name = format!("execution {workflow}"),
         retake.execution.id = %id,
         retake.execution.name = field::Empty,
         retake.execution.resumed = (kind == RunKind::Resumed),
@@ -32,7 +33,7 @@ pub(super) fn execution(kind: RunKind, id: ExecutionId) -> Span {
         retake.execution.head = field::Empty,
         retake.execution.nodes_run = field::Empty,
         retake.execution.nodes_reused = field::Empty,
-        retake.workflow.name = field::Empty,
+        retake.workflow.name = workflow,
         retake.workflow.id = field::Empty,
         error.r#type = field::Empty,
         otel.status_code = field::Empty,
@@ -46,14 +47,12 @@ pub(super) enum RunKind {
     Resumed,
 }
 
-/// Notes what the execution that a span is about is called, and what it runs.
+/// Notes what the execution that a span is about is called, and which definition it runs.
 pub(super) fn identify(span: &Span, name: &str, workflow: &Workflow) {
     if span.is_disabled() {
         return;
     }
-    span.record("otel.name", format!("execution {}", workflow.name()));
     span.record("retake.execution.name", name);
-    span.record("retake.workflow.name", workflow.name());
     span.record("retake.workflow.id", field::display(workflow.id()));
 }
 
