@@ -19,6 +19,7 @@ mod lease;
 mod migration;
 mod moving;
 mod outage;
+mod password;
 mod pool;
 mod prune;
 mod query;
@@ -26,6 +27,9 @@ mod row;
 mod schema;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
+mod tls;
 mod write;
 
 use std::sync::Arc;
@@ -175,8 +179,13 @@ impl PostgresStore {
         self.shared.batcher.stats()
     }
 
+    /// Returns a URL without the password in it, to be shown or logged; `None` where it cannot be read.
+    pub fn url_without_password(url: &str) -> Option<String> {
+        address::without_password(url)
+    }
+
     async fn start(url: &str, options: PostgresOptions, missing: Missing) -> Result<Self, StoreError> {
-        let db = Db::new(Address::parse(url)?, options);
+        let db = Db::new(Address::parse(url)?, options)?;
         db.greet().await?;
         migration::migrate(&db, schema::MIGRATIONS, missing).await?;
         Ok(Self { shared: Arc::new(Shared::new(db)) })

@@ -1,12 +1,22 @@
-//! The URL of a store: where its server is, and how to get in.
+//! The URL of a store: where its server is, how to get in, and in which schema the tables are.
+//!
+//! ```text
+//! postgres://USER:PASSWORD@HOST:PORT/DATABASE?schema=retake&sslmode=verify-full
+//! ```
+//!
+//! No text of a URL that cannot be read gets into an error: a password may be anywhere in it.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::Host;
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 
 use super::PostgresOptions;
+use super::password::{self, Login};
+use super::tls::{Authorities, Tls};
 use crate::store::StoreError;
 
 /// The schema of a URL that names none.
@@ -15,12 +25,28 @@ const SCHEMA_DEFAULT: &str = "retake";
 /// PostgreSQL cuts longer names.
 const SCHEMA_BYTES_MAX: usize = 63;
 
+const PORT_DEFAULT: u16 = 5432;
+
+/// Where a server on this machine has its socket, where the URL names no host.
+const SOCKETS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+
+const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
+
+/// The parameters that are known.
+const PARAMETERS: &str = "schema, host, port, user, password, dbname, application_name, target_session_attrs, \
+                          sslmode, sslrootcert, connect_timeout, call_timeout, connections_max";
+
 /// Where a store is.
 #[derive(Clone)]
 pub(super) struct Address {
     config: Config,
+    pub(super) tls: Tls,
     schema: String,
     location: Arc<str>,
+    /// Those that the URL sets.
+    connect_timeout: Option<Duration>,
+    call_timeout: Option<Duration>,
+    connections_max: Option<usize>,
 }
 
 impl fmt::Debug for Address {
@@ -30,21 +56,10 @@ impl fmt::Debug for Address {
 }
 
 impl Address {
-    /// Reads a URL.
+    /// Reads a URL, and the password from elsewhere where it has none.
     pub(super) fn parse(url: &str) -> Result<Self, StoreError> {
-        let (url, parameters) = url.split_once('?').unwrap_or((url, ""));
-        let ours = |parameter: &&str| parameter.starts_with("schema=");
-        let schema = parameters.split('&').find(ours).and_then(|parameter| parameter.split_once('='));
-        let schema = schema.map_or(SCHEMA_DEFAULT, |(_, name)| name).to_owned();
-        if !is_schema(&schema) {
-            return Err(unusable("a schema is named by small letters, digits and `_`"));
-        }
-        let others: Vec<&str> = parameters.split('&').filter(|parameter| !ours(parameter)).collect();
-        let config: Config = format!("{url}?{}", others.join("&"))
-            .parse()
-            .map_err(|error: tokio_postgres::Error| unusable(error.to_string()))?;
-        let location = location(&config, &schema).into();
-        Ok(Self { config, schema, location })
+        let parts = Parts::parse(url).map_err(unusable)?;
+        parts.address().map_err(unusable)
     }
 
     /// Returns the address as people are told of it: without the password.
@@ -56,6 +71,16 @@ impl Address {
         &self.schema
     }
 
+    /// Returns the options, with those that the URL sets.
+    pub(super) fn options(&self, options: PostgresOptions) -> PostgresOptions {
+        PostgresOptions {
+            connect_timeout: self.connect_timeout.unwrap_or(options.connect_timeout),
+            call_timeout: self.call_timeout.unwrap_or(options.call_timeout),
+            connections_max: self.connections_max.unwrap_or(options.connections_max),
+            ..options
+        }
+    }
+
     /// Returns how to connect.
     pub(super) fn config(&self, options: &PostgresOptions) -> Config {
         let mut config = self.config.clone();
@@ -65,11 +90,207 @@ impl Address {
             .keepalives(true)
             .keepalives_idle(options.keepalive_interval)
             .keepalives_interval(options.keepalive_interval);
-        if config.get_application_name().is_none() {
-            config.application_name("retake");
-        }
         config
     }
+}
+
+/// Returns a URL without the password in it, or `None` where it is none of this kind, or cannot be read.
+pub(super) fn without_password(url: &str) -> Option<String> {
+    Parts::parse(url).ok()?;
+    let scheme = SCHEMES.iter().find(|scheme| url.starts_with(**scheme))?;
+    let rest = &url[scheme.len()..];
+    let (place, parameters) = rest.split_once('?').map_or((rest, None), |(place, rest)| (place, Some(rest)));
+    let place = match place.split_once('@') {
+        Some((user, host)) => format!("{}@{host}", user.split(':').next().unwrap_or_default()),
+        None => place.to_owned(),
+    };
+    let is_shown = |parameter: &&str| !parameter.starts_with("password=");
+    let parameters: Vec<&str> =
+        parameters.into_iter().flat_map(|text| text.split('&')).filter(is_shown).collect();
+    let joint = if parameters.is_empty() { "" } else { "?" };
+    Some(format!("{scheme}{place}{joint}{}", parameters.join("&")))
+}
+
+/// A URL, taken apart.
+#[derive(Default)]
+struct Parts {
+    user: Option<String>,
+    password: Option<String>,
+    /// Each with its port, where it has one.
+    hosts: Vec<(String, Option<u16>)>,
+    database: Option<String>,
+    parameters: Vec<(String, String)>,
+}
+
+impl Parts {
+    fn parse(url: &str) -> Result<Self, String> {
+        let rest = SCHEMES.iter().find_map(|scheme| url.strip_prefix(scheme));
+        let rest = rest.ok_or("it does not begin with `postgres://`")?;
+        let (place, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, database) = place.split_once('/').unwrap_or((place, ""));
+        let (login, hosts) = authority.split_once('@').unwrap_or(("", authority));
+        if [hosts, database, parameters].iter().any(|part| part.contains('@')) {
+            let why = "there is an `@` behind the host: in names and passwords, write `%40` for `@`, `%2F` for `/`, `%3F` \
+                       for `?` and `%3A` for `:`";
+            return Err(why.to_owned());
+        }
+        let mut parts = Self::default();
+        let (user, password) = login.split_once(':').map_or((login, None), |(user, rest)| (user, Some(rest)));
+        parts.user = some(decoded(user)?);
+        parts.password = password.map(decoded).transpose()?;
+        parts.database = some(decoded(database)?);
+        for host in hosts.split(',').filter(|host| !host.is_empty()) {
+            parts.hosts.push(host_and_port(host)?);
+        }
+        for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
+            let (name, value) = parameter.split_once('=').ok_or("a parameter has no value")?;
+            parts.parameters.push((name.to_owned(), decoded(value)?));
+        }
+        Ok(parts)
+    }
+
+    fn address(mut self) -> Result<Address, String> {
+        let mut schema = SCHEMA_DEFAULT.to_owned();
+        let (mut mode, mut authorities) = (None, None);
+        let (mut connect_timeout, mut call_timeout, mut connections_max) = (None, None, None);
+        let mut application = "retake".to_owned();
+        let mut session = TargetSessionAttrs::Any;
+        let mut port = PORT_DEFAULT;
+        for (name, value) in std::mem::take(&mut self.parameters) {
+            match name.as_str() {
+                "schema" => schema = value,
+                "host" => self.hosts = value.split(',').map(|host| (host.to_owned(), None)).collect(),
+                "port" => port = value.parse().map_err(|_| "`port` is not a port")?,
+                "user" => self.user = Some(value),
+                "password" => self.password = Some(value),
+                "dbname" => self.database = Some(value),
+                "application_name" => application = value,
+                "sslmode" => mode = Some(value),
+                "sslrootcert" => authorities = Some(value),
+                "connect_timeout" => connect_timeout = Some(seconds(&name, &value)?),
+                "call_timeout" => call_timeout = Some(seconds(&name, &value)?),
+                "connections_max" => {
+                    let number = value.parse().map_err(|_| "`connections_max` is not a number")?;
+                    connections_max = Some(number);
+                }
+                "target_session_attrs" => session = session_of(&value)?,
+                _ => return Err(format!("it has a parameter that is not known; known are {PARAMETERS}")),
+            }
+        }
+        if !is_schema(&schema) {
+            return Err("a schema is named by small letters, digits and `_`, and not `pg_...`".to_owned());
+        }
+        if self.hosts.is_empty() {
+            self.hosts.push((socket(port).to_owned(), None));
+        }
+        let user = match self.user {
+            Some(user) => user,
+            None => whoami::username().map_err(|_| "it names no user")?,
+        };
+        let database = self.database.unwrap_or_else(|| user.clone());
+        let mut config = Config::new();
+        config.user(&user).dbname(&database).application_name(application).target_session_attrs(session);
+        let mut is_local = true;
+        for (host, its_port) in &self.hosts {
+            is_local &= host.starts_with('/');
+            config.host(host).port(its_port.unwrap_or(port));
+        }
+        let (host, its_port) = &self.hosts[0];
+        let login = Login { host, port: its_port.unwrap_or(port), database: &database, user: &user };
+        if let Some(password) = self.password.or_else(|| password::find(login)) {
+            config.password(password);
+        }
+        let tls = if is_local { Tls::Disable } else { tls(mode.as_deref(), authorities)? };
+        config.ssl_mode(match tls {
+            Tls::Disable => SslMode::Disable,
+            Tls::Prefer => SslMode::Prefer,
+            Tls::Require | Tls::VerifyAuthority(_) | Tls::VerifyFull(_) => SslMode::Require,
+        });
+        let location = location(&user, &self.hosts, &database, &schema).into();
+        Ok(Address { config, tls, schema, location, connect_timeout, call_timeout, connections_max })
+    }
+}
+
+/// Returns how to encrypt. Whoever names an authority wants to know whom they talk to.
+fn tls(mode: Option<&str>, authorities: Option<String>) -> Result<Tls, String> {
+    let named = authorities.is_some();
+    let authorities = match authorities.as_deref() {
+        None | Some("system") => Authorities::System,
+        Some(path) => Authorities::File(PathBuf::from(path)),
+    };
+    Ok(match (mode, named) {
+        (Some("disable"), _) => Tls::Disable,
+        (Some("prefer") | None, false) => Tls::Prefer,
+        (Some("require"), false) => Tls::Require,
+        (Some("require" | "verify-ca"), _) => Tls::VerifyAuthority(authorities),
+        (Some("verify-full"), _) | (None, true) => Tls::VerifyFull(authorities),
+        (Some("prefer"), true) => {
+            return Err("`sslmode=prefer` verifies nothing, so that `sslrootcert` is of no use".to_owned());
+        }
+        (Some(_), _) => {
+            let why = "`sslmode` is one of disable, prefer, require, verify-ca and verify-full";
+            return Err(why.to_owned());
+        }
+    })
+}
+
+fn session_of(value: &str) -> Result<TargetSessionAttrs, String> {
+    match value {
+        "any" => Ok(TargetSessionAttrs::Any),
+        "read-write" => Ok(TargetSessionAttrs::ReadWrite),
+        "read-only" => Ok(TargetSessionAttrs::ReadOnly),
+        _ => Err("`target_session_attrs` is one of any, read-write and read-only".to_owned()),
+    }
+}
+
+fn seconds(name: &str, value: &str) -> Result<Duration, String> {
+    match value.parse() {
+        Ok(0) | Err(_) => Err(format!("`{name}` is not a number of seconds from 1 on")),
+        Ok(number) => Ok(Duration::from_secs(number)),
+    }
+}
+
+/// Returns where the server of this machine has its socket.
+fn socket(port: u16) -> &'static str {
+    let is_there = |directory: &&str| std::path::Path::new(&format!("{directory}/.s.PGSQL.{port}")).exists();
+    SOCKETS.into_iter().find(is_there).unwrap_or(SOCKETS[0])
+}
+
+/// Reads `name`, `name:port`, `[address]:port` or a directory, whose `/` is `%2F`.
+fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').ok_or("a host begins with `[` and has no `]`")?,
+        None => text.split_at(text.find(':').unwrap_or(text.len())),
+    };
+    let port = match port.strip_prefix(':') {
+        Some(port) => Some(port.parse().map_err(|_| "the port of a host is not one")?),
+        None if port.is_empty() => None,
+        None => return Err("a host is followed by something that is not a port".to_owned()),
+    };
+    Ok((decoded(host)?, port))
+}
+
+/// Returns a text whose `%XX` are what they stand for.
+fn decoded(text: &str) -> Result<String, String> {
+    let wrong = || "a `%` is not followed by two hexadecimal digits, or these do not make a text".to_owned();
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, behind)) = rest.split_first() {
+        rest = behind;
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let (digits, behind) = rest.split_at_checked(2).ok_or_else(wrong)?;
+        let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
+        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
+        rest = behind;
+    }
+    String::from_utf8(bytes).map_err(|_| wrong())
+}
+
+fn some(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 fn is_schema(name: &str) -> bool {
@@ -80,24 +301,145 @@ fn is_schema(name: &str) -> bool {
         && characters.all(|next| next.is_ascii_lowercase() || next.is_ascii_digit() || next == '_')
 }
 
-fn location(config: &Config, schema: &str) -> String {
-    let host = match config.get_hosts().first() {
-        Some(Host::Tcp(name)) => name.clone(),
-        #[cfg(unix)]
-        Some(Host::Unix(path)) => path.display().to_string(),
-        None => String::new(),
+fn location(user: &str, hosts: &[(String, Option<u16>)], database: &str, schema: &str) -> String {
+    let shown = |(host, port): &(String, Option<u16>)| {
+        let port = port.map_or_else(String::new, |port| format!(":{port}"));
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        format!("{host}{port}")
     };
-    let port = config.get_ports().first().map_or_else(String::new, |port| format!(":{port}"));
-    let user = config.get_user().map_or_else(String::new, |user| format!("{user}@"));
-    let database = config.get_dbname().unwrap_or_default();
+    let hosts: Vec<String> = hosts.iter().map(shown).collect();
     let schema = if schema == SCHEMA_DEFAULT { String::new() } else { format!("?schema={schema}") };
-    format!("postgres://{user}{host}{port}/{database}{schema}")
+    format!("postgres://{user}@{}/{database}{schema}", hosts.join(","))
 }
 
-fn unusable(why: impl Into<String>) -> StoreError {
+fn unusable(why: String) -> StoreError {
     StoreError::Refused {
         location: "the URL of the store".to_owned(),
         action: "reading",
-        source: Arc::new(std::io::Error::new(std::io::ErrorKind::InvalidInput, why.into())),
+        source: Arc::new(std::io::Error::new(std::io::ErrorKind::InvalidInput, why)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_postgres::config::Host;
+
+    use super::*;
+
+    fn address(url: &str) -> Address {
+        Address::parse(url).unwrap()
+    }
+
+    fn why(url: &str) -> String {
+        let error = Address::parse(url).unwrap_err();
+        assert!(!error.is_retryable());
+        format!("{error}: {}", std::error::Error::source(&error).unwrap())
+    }
+
+    #[test]
+    fn a_url_says_where_who_and_what() {
+        let address =
+            address("postgresql://ann:p%40ss%2F%3F%3A@db.example:6000/work?schema=runs&sslmode=require");
+        assert_eq!(address.config.get_hosts(), [Host::Tcp("db.example".to_owned())]);
+        assert_eq!(address.config.get_ports(), [6000]);
+        assert_eq!(address.config.get_user(), Some("ann"));
+        assert_eq!(address.config.get_password(), Some(b"p@ss/?:".as_slice()));
+        assert_eq!(address.config.get_dbname(), Some("work"));
+        assert_eq!((address.schema(), &address.tls), ("runs", &Tls::Require));
+        assert_eq!(address.location(), "postgres://ann@db.example:6000/work?schema=runs");
+    }
+
+    #[test]
+    fn what_a_url_leaves_out_has_a_default() {
+        let address = address("postgres://ann:x@db");
+        assert_eq!(address.config.get_ports(), [5432]);
+        assert_eq!(address.config.get_dbname(), Some("ann"));
+        assert_eq!(address.config.get_application_name(), Some("retake"));
+        assert_eq!((address.schema(), &address.tls), ("retake", &Tls::Prefer));
+        assert_eq!(address.location(), "postgres://ann@db/ann");
+    }
+
+    #[test]
+    fn sockets_and_several_hosts_are_named_as_postgresql_names_them() {
+        let socket = [Host::Unix("/run/pg".into())];
+        assert_eq!(address("postgres://ann:x@%2Frun%2Fpg/work").config.get_hosts(), socket);
+        let in_parameter = address("postgres:///work?host=/run/pg&user=ann&password=x&port=6000");
+        assert_eq!(
+            (in_parameter.config.get_hosts(), in_parameter.config.get_ports()),
+            (&socket[..], &[6000][..])
+        );
+        assert_eq!(in_parameter.tls, Tls::Disable);
+        let several = address("postgres://ann:x@[::1]:6001,b/work");
+        let hosts = [Host::Tcp("::1".to_owned()), Host::Tcp("b".to_owned())];
+        assert_eq!((several.config.get_hosts(), several.config.get_ports()), (&hosts[..], &[6001, 5432][..]));
+        assert_eq!(several.location(), "postgres://ann@[::1]:6001,b/work");
+    }
+
+    #[test]
+    fn to_name_an_authority_is_to_verify() {
+        let file = Authorities::File("/ca.pem".into());
+        let of = |parameters: &str| address(&format!("postgres://ann:x@db/work?{parameters}")).tls;
+        assert_eq!(of("sslrootcert=/ca.pem"), Tls::VerifyFull(file.clone()));
+        assert_eq!(of("sslmode=require&sslrootcert=%2Fca.pem"), Tls::VerifyAuthority(file));
+        assert_eq!(of("sslmode=verify-ca"), Tls::VerifyAuthority(Authorities::System));
+        assert_eq!(of("sslmode=verify-full"), Tls::VerifyFull(Authorities::System));
+        assert!(why("postgres://db/?sslmode=prefer&sslrootcert=/ca.pem").contains("verifies nothing"));
+    }
+
+    #[test]
+    fn the_url_sets_the_bounds_that_it_names() {
+        let address = address("postgres://ann:x@db/work?connect_timeout=2&call_timeout=3&connections_max=4");
+        let options = address.options(PostgresOptions::default());
+        assert_eq!(options.connect_timeout, Duration::from_secs(2));
+        assert_eq!((options.call_timeout, options.connections_max), (Duration::from_secs(3), 4));
+        assert_eq!(options.lock_timeout, PostgresOptions::default().lock_timeout);
+        assert!(why("postgres://db/?call_timeout=0").contains("call_timeout"));
+    }
+
+    #[test]
+    fn a_password_is_told_to_nobody() {
+        // Where it has characters that must be written otherwise, it ends up in every part of the URL.
+        for password in [
+            "hunter2",
+            "a@hunter2",
+            "a/hunter2",
+            "a?hunter2",
+            "a:hunter2",
+            "a%hunter2",
+            "a#hunter2",
+            "[hunter2",
+        ] {
+            for rest in
+                ["@db/work", "@db:port/work", "@db/work?x=y", "@db/work?schema=B", "@db/work?sslmode=x"]
+            {
+                let url = format!("postgres://ann:{password}{rest}");
+                match Address::parse(&url) {
+                    Ok(address) => assert!(!format!("{address:?}").contains("hunter2"), "{url}: {address:?}"),
+                    Err(error) => {
+                        let source = std::error::Error::source(&error).unwrap();
+                        let said = format!("{error} {error:?} {source}");
+                        assert!(!said.contains("hunter2"), "{url}: {said}");
+                    }
+                }
+                let shown = without_password(&url).unwrap_or_default();
+                assert!(!shown.contains("hunter2"), "{url}: {shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_url_without_its_password_is_the_same_otherwise() {
+        let url = "postgres://ann:x@db:1/work?password=y&schema=runs&sslmode=disable";
+        let shown = "postgres://ann@db:1/work?schema=runs&sslmode=disable";
+        assert_eq!(without_password(url).as_deref(), Some(shown));
+        assert_eq!(without_password(shown).as_deref(), Some(shown));
+        assert_eq!(without_password("postgres:///?password=y").as_deref(), Some("postgres:///"));
+    }
+
+    #[test]
+    fn a_schema_cannot_be_more_than_a_name() {
+        for name in ["A", "", "a-b", "a%22b", "1a", "pg_x", "a.b"] {
+            assert!(why(&format!("postgres://db/?schema={name}")).contains("schema"), "{name}");
+        }
     }
 }

@@ -7,11 +7,12 @@ use std::sync::{Mutex, PoisonError};
 use tokio::runtime;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow, Statement};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow, Statement};
 
 use super::PostgresOptions;
 use super::address::Address;
 use super::fault::{Fault, Link};
+use super::tls::Connector;
 
 /// The oldest PostgreSQL that will do, as `server_version_num` has it.
 const VERSION_MIN: u32 = 150_000;
@@ -48,6 +49,7 @@ impl Connection {
     /// Connects, and makes sure that the server keeps what it acknowledges.
     pub(super) async fn open(
         address: &Address,
+        connector: &Connector,
         options: &PostgresOptions,
         deadline: Instant,
     ) -> Result<Self, Fault> {
@@ -57,7 +59,7 @@ impl Connection {
             Fault::late(address.location(), CONNECTING, what)
         };
         let config = address.config(options);
-        let connected = timeout_at(deadline, config.connect(NoTls)).await.map_err(|_| late())?;
+        let connected = timeout_at(deadline, config.connect(connector.clone())).await.map_err(|_| late())?;
         let (client, connection) =
             connected.map_err(|error| Fault::new(address.location(), CONNECTING, error))?;
         let task = tokio::spawn(async move {
@@ -124,7 +126,8 @@ impl Connection {
         let row = first_row(&messages);
         let refused = |why: String| Fault::refused(location, CONNECTING, why);
         let row = row.ok_or_else(|| refused("the server does not say what it is".to_owned()))?;
-        unsuitable(row).map_or(Ok(()), |why| Err(refused(why)))
+        let setting = |name: &str| row.try_get(name).ok().flatten().unwrap_or_default();
+        unsuitable(setting).map_or(Ok(()), |why| Err(refused(why)))
     }
 }
 
@@ -182,8 +185,7 @@ pub(super) fn first_row(messages: &[SimpleQueryMessage]) -> Option<&SimpleQueryR
 }
 
 /// Returns what about a server does not do, and what to change, if anything.
-fn unsuitable(row: &SimpleQueryRow) -> Option<String> {
-    let setting = |name: &str| row.try_get(name).ok().flatten().unwrap_or_default();
+fn unsuitable<'row>(setting: impl Fn(&str) -> &'row str) -> Option<String> {
     let version = setting("version");
     if setting("version_number").parse::<u32>().unwrap_or(0) < VERSION_MIN {
         let oldest = VERSION_MIN / 10_000;
@@ -214,5 +216,47 @@ impl Link {
     /// Returns what has become of a connection by which an answer came.
     pub(super) fn after<T>(answer: &Result<T, Fault>) -> Self {
         answer.as_ref().map_or_else(|fault| fault.link, |_| Self::Whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn with(name: &'static str, value: &'static str) -> Option<String> {
+        let mut settings = BTreeMap::from([
+            ("version_number", "150001"),
+            ("version", "15.1"),
+            ("encoding", "UTF8"),
+            ("fsync", "on"),
+            ("full_page_writes", "on"),
+            ("synchronous_commit", "on"),
+        ]);
+        settings.insert(name, value);
+        unsuitable(|name| settings[name])
+    }
+
+    #[test]
+    fn a_server_that_keeps_what_it_acknowledges_will_do() {
+        assert_eq!(with("version_number", "150000"), None);
+        assert_eq!(with("synchronous_commit", "remote_apply"), None);
+    }
+
+    #[test]
+    fn a_server_that_does_not_is_refused_with_what_to_change() {
+        for (name, value) in [
+            ("fsync", "off"),
+            ("full_page_writes", "off"),
+            ("synchronous_commit", "off"),
+            ("synchronous_commit", "local"),
+            ("synchronous_commit", "remote_write"),
+        ] {
+            let why = with(name, value).unwrap();
+            assert!(why.contains(name) && why.contains("set it to `on`"), "{why}");
+        }
+        assert!(with("version_number", "149999").unwrap().contains("version 15 or later"));
+        assert!(with("encoding", "LATIN1").unwrap().contains("--encoding=UTF8"));
     }
 }

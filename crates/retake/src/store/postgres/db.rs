@@ -20,6 +20,9 @@ use super::fault::{Fault, Link};
 use super::pool::{Held, Patience, Pool};
 use crate::store::StoreError;
 
+/// How often a read begins whose connection is lost.
+const READS_MAX: usize = 4;
+
 /// The values of a statement's parameters.
 pub(super) type Values<'a> = &'a [&'a (dyn ToSql + Sync)];
 
@@ -31,8 +34,11 @@ pub(super) struct Db {
 
 impl Db {
     /// Returns the server at an address; the first connection is made by the first call.
-    pub(super) fn new(address: Address, options: PostgresOptions) -> Self {
-        Self { pool: Pool::new(address, options) }
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] where the authorities that are to be trusted cannot be read.
+    pub(super) fn new(address: Address, options: PostgresOptions) -> Result<Self, StoreError> {
+        Ok(Self { pool: Pool::new(address, options)? })
     }
 
     /// Returns where the store is, as people are told: without the password.
@@ -64,7 +70,7 @@ impl Db {
         values: Values<'_>,
     ) -> Result<Vec<Row>, StoreError> {
         let deadline = self.deadline();
-        loop {
+        for _ in 1..READS_MAX {
             let fault = match self.once(action, sql, values, deadline).await {
                 Ok(answer) => return Ok(answer.rows),
                 Err(fault) => fault,
@@ -73,7 +79,10 @@ impl Db {
             if !again || Instant::now() >= deadline {
                 return Err(fault.error);
             }
+            self.pool.distrust();
         }
+        let answer = self.once(action, sql, values, deadline).await;
+        answer.map(|answer| answer.rows).map_err(|fault| fault.error)
     }
 
     /// Reads at most one row, as [`query`](Self::query) does.

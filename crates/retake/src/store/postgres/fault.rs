@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::error::{DbError, Severity, SqlState};
 
 use crate::store::{Source, StoreError};
 
@@ -86,8 +86,24 @@ pub(super) fn is_passing(error: &StoreError) -> bool {
     said(error).is_some_and(|said| codes.contains(&said.code))
 }
 
-fn said(error: &StoreError) -> Option<&Said> {
-    std::error::Error::source(error)?.downcast_ref::<Said>()
+/// Returns what the server said, where an error is of it.
+pub(super) fn said(error: &StoreError) -> Option<&Said> {
+    match error {
+        StoreError::Refused { source, .. }
+        | StoreError::Io { source, .. }
+        | StoreError::Full { source, .. } => source.downcast_ref(),
+        StoreError::NoExecution(_)
+        | StoreError::NoPoint { .. }
+        | StoreError::Pruned { .. }
+        | StoreError::Conflict(_)
+        | StoreError::Unstorable { .. }
+        | StoreError::Corrupt { .. }
+        | StoreError::NewerFormat { .. }
+        | StoreError::Key { .. }
+        | StoreError::NotAStore { .. }
+        | StoreError::Absent { .. }
+        | StoreError::Closed { .. } => None,
+    }
 }
 
 fn of_the_server(location: &str, action: &'static str, error: &DbError) -> Fault {
@@ -97,34 +113,35 @@ fn of_the_server(location: &str, action: &'static str, error: &DbError) -> Fault
         message: error.message().to_owned(),
         hint: error.hint().map(str::to_owned),
     });
-    let code = error.code().code();
-    let lost = Fault { error: io(location, action, Arc::clone(&said) as Source), link: Link::Lost };
-    let passing = Fault { error: io(location, action, Arc::clone(&said) as Source), link: Link::Whole };
-    match *error.code() {
-        SqlState::DISK_FULL => whole(StoreError::Full { location: location.to_owned(), source: said }),
+    let code = error.code();
+    let class = code.code().get(..2).unwrap_or_default();
+    // The tables have changed under a prepared statement, or something between here and the server has dropped it.
+    let is_stale = *code == SqlState::INVALID_SQL_STATEMENT_NAME
+        || *code == SqlState::FEATURE_NOT_SUPPORTED && error.message().starts_with("cached plan");
+    let link = match error.parsed_severity() {
+        Some(Severity::Fatal | Severity::Panic) => Link::Lost,
+        _ if is_stale || class == "08" => Link::Lost,
+        _ => Link::Whole,
+    };
+    let error = match *code {
+        SqlState::DISK_FULL => StoreError::Full { location: location.to_owned(), source: said },
         SqlState::DATA_CORRUPTED | SqlState::INDEX_CORRUPTED => {
-            whole(StoreError::Corrupt { record: location.to_owned(), why: said.to_string() })
+            StoreError::Corrupt { record: location.to_owned(), why: said.to_string() }
         }
         // Every statement is written in this program, and fits the tables that it makes.
         SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_COLUMN | SqlState::UNDEFINED_FUNCTION => {
-            whole(StoreError::Corrupt {
-                record: format!("the list of tables in {location}"),
-                why: said.to_string(),
-            })
+            let record = format!("the list of tables in {location}");
+            StoreError::Corrupt { record, why: said.to_string() }
         }
-        SqlState::DATABASE_DROPPED => Fault { error: refused(location, action, said), link: Link::Lost },
-        // The tables have changed under a prepared statement, or something between here and the server has dropped it.
-        SqlState::FEATURE_NOT_SUPPORTED if error.message().starts_with("cached plan") => lost,
-        SqlState::INVALID_SQL_STATEMENT_NAME => lost,
-        SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => lost,
-        // Cancelled, or waited for a lock for too long: the server goes on.
-        SqlState::QUERY_CANCELED | SqlState::LOCK_NOT_AVAILABLE => passing,
-        // 08 the connection, 57P the server stops or starts, 58 its system.
-        _ if code.starts_with("08") || code.starts_with("57P") || code.starts_with("58") => lost,
-        // 40 serialization and deadlock, 53 memory and connections, 55 something is in use.
-        _ if code.starts_with("40") || code.starts_with("53") || code.starts_with("55") => passing,
-        _ => whole(refused(location, action, said)),
-    }
+        SqlState::DATABASE_DROPPED => refused(location, action, said),
+        _ if is_stale => io(location, action, said),
+        // 08 the connection, 25P03 silence in a transaction, 40 serialization and deadlock, 53 memory and connections, 55 what
+        // is in use, 57 the server stops, starts, or gave up, 58 its system.
+        SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => io(location, action, said),
+        _ if ["08", "40", "53", "55", "57", "58"].contains(&class) => io(location, action, said),
+        _ => refused(location, action, said),
+    };
+    Fault { error, link }
 }
 
 fn of_the_way(location: &str, action: &'static str, error: tokio_postgres::Error) -> Fault {
@@ -143,14 +160,69 @@ fn of_the_way(location: &str, action: &'static str, error: tokio_postgres::Error
     Fault { error, link: Link::Lost }
 }
 
-fn whole(error: StoreError) -> Fault {
-    Fault { error, link: Link::Whole }
-}
-
 fn io(location: &str, action: &'static str, source: Source) -> StoreError {
     StoreError::Io { location: location.to_owned(), action, source }
 }
 
 fn refused(location: &str, action: &'static str, source: Source) -> StoreError {
     StoreError::Refused { location: location.to_owned(), action, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+
+    /// Has the server fail with a code.
+    async fn failure(code: &str) -> StoreError {
+        let sql = format!("DO $$ BEGIN RAISE EXCEPTION 'so be it' USING ERRCODE = '{code}'; END $$");
+        let db = testing::db(&testing::server());
+        db.write("writing", sql.leak(), &[]).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn what_passes_by_itself_may_be_tried_again() {
+        // Deadlock, serialization, too many connections, out of memory, a lock that is held, shutting down, starting, a
+        // statement that took too long, a failure of the system.
+        for code in ["40P01", "40001", "53300", "53200", "55P03", "57P01", "57P03", "57014", "58030", "08006"]
+        {
+            let error = failure(code).await;
+            assert!(matches!(error, StoreError::Io { action: "writing", .. }), "{error:?}");
+            assert!(error.is_retryable(), "{code}");
+            let source = std::error::Error::source(&error).unwrap().to_string();
+            assert_eq!(source, format!("so be it (SQLSTATE {code})"));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_somebody_must_change_is_not_tried_again() {
+        // Permission, a server that only reads, a password, no such database, a schema that is gone, too large a row.
+        for code in ["42501", "25006", "28P01", "3D000", "3F000", "54000", "57P04"] {
+            let error = failure(code).await;
+            assert!(matches!(error, StoreError::Refused { action: "writing", .. }), "{error:?}");
+            assert!(!error.is_retryable(), "{code}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_and_damage_have_errors_of_their_own() {
+        let error = failure("53100").await;
+        assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+        assert!(error.is_retryable());
+        for code in ["XX001", "XX002", "42P01"] {
+            let error = failure(code).await;
+            assert!(
+                matches!(&error, StoreError::Corrupt { why, .. } if why.starts_with("so be it")),
+                "{error:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_row_that_the_server_quotes_is_not_repeated() {
+        let db = testing::db(&testing::server());
+        let sql = "DO $$ BEGIN RAISE unique_violation USING MESSAGE = 'duplicate', DETAIL = 'Key (name)=(secret)'; END $$";
+        let error = db.write("writing", sql, &[]).await.unwrap_err();
+        assert!(!format!("{error:?}").contains("secret"), "{error:?}");
+    }
 }

@@ -10,7 +10,7 @@ use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 
 use super::connect::first_row;
 use super::db::{Db, Transaction};
-use super::fault::Said;
+use super::fault::said;
 use crate::store::StoreError;
 
 const ACTION: &str = "making its tables";
@@ -131,8 +131,7 @@ fn decide(db: &Db, found: Found, newest: u32, missing: Missing) -> Result<u32, S
 /// Tells whether somebody made the schema, or a table in it, in the meantime.
 fn is_of_a_race(error: &StoreError) -> bool {
     let codes = [SqlState::UNIQUE_VIOLATION, SqlState::DUPLICATE_SCHEMA, SqlState::DUPLICATE_TABLE];
-    let source = std::error::Error::source(error);
-    source.and_then(|source| source.downcast_ref::<Said>()).is_some_and(|said| codes.contains(&said.code))
+    said(error).is_some_and(|said| codes.contains(&said.code))
 }
 
 /// Returns the first row, as text.
@@ -197,6 +196,15 @@ mod tests {
         let error = migrate(&db, &TWO[..1], Missing::Create).await.unwrap_err();
         assert!(matches!(error, StoreError::NewerFormat { found: 2, supported: 1, .. }), "{error:?}");
         migrate(&db, TWO, Missing::Refuse).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_schema_that_somebody_makes_meanwhile_is_no_failure() {
+        let schema = Schema::new();
+        let statement = format!("CREATE SCHEMA {}", schema.name());
+        schema.run(&statement).await;
+        let error = testing::db(&schema.url()).write("writing", statement.leak(), &[]).await.unwrap_err();
+        assert!(is_of_a_race(&error), "{error:?}");
     }
 
     #[tokio::test]

@@ -10,6 +10,8 @@ use super::PostgresOptions;
 use super::address::Address;
 use super::connect::Connection;
 use super::fault::{Fault, Link};
+use super::tls::Connector;
+use crate::store::StoreError;
 
 /// Pauses between attempts to connect begin with this, and double.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -30,6 +32,7 @@ pub(super) enum Patience {
 pub(super) struct Pool {
     pub(super) address: Address,
     pub(super) options: PostgresOptions,
+    connector: Connector,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<Connection>>,
 }
@@ -45,9 +48,12 @@ pub(super) struct Held {
 }
 
 impl Pool {
-    pub(super) fn new(address: Address, options: PostgresOptions) -> Arc<Self> {
+    pub(super) fn new(address: Address, options: PostgresOptions) -> Result<Arc<Self>, StoreError> {
+        let refused = |why| Fault::refused(address.location(), "connecting", why).error;
+        let connector = address.tls.connector().map_err(refused)?;
+        let options = address.options(options);
         let permits = Arc::new(Semaphore::new(options.connections_max.max(1)));
-        Arc::new(Self { address, options, permits, idle: Mutex::default() })
+        Ok(Arc::new(Self { address, options, connector, permits, idle: Mutex::default() }))
     }
 
     pub(super) fn location(&self) -> &str {
@@ -78,7 +84,8 @@ impl Pool {
     async fn connect(&self, deadline: Instant, patience: Patience) -> Result<Connection, Fault> {
         let mut pause = PAUSE_MIN;
         loop {
-            let fault = match Connection::open(&self.address, &self.options, deadline).await {
+            let fault = match Connection::open(&self.address, &self.connector, &self.options, deadline).await
+            {
                 Ok(connection) => return Ok(connection),
                 Err(fault) => fault,
             };
@@ -97,6 +104,13 @@ impl Pool {
         idle.retain(|connection| !connection.client.is_closed());
         let place = idle.iter().rposition(Connection::is_usable)?;
         Some(idle.remove(place))
+    }
+
+    /// Closes the idle connections: where one was lost, the others may be as well.
+    pub(super) fn distrust(&self) {
+        for connection in self.idle.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            connection.cut();
+        }
     }
 
     /// Keeps a connection for the next one who needs it.

@@ -29,6 +29,15 @@ impl Schema {
         format!("{server}{joint}schema={0}&application_name={0}", self.name)
     }
 
+    /// Returns the URL of a store in it, for a user of its own that is made by `CREATE ROLE` with these properties.
+    pub(super) async fn url_as(&self, properties: &str) -> String {
+        run(&format!("CREATE ROLE {0} LOGIN PASSWORD '{0}' {properties}", self.name)).await;
+        let (_, host) =
+            server().split_once('@').map(|(login, host)| (login.to_owned(), host.to_owned())).unwrap();
+        let joint = if host.contains('?') { '&' } else { '?' };
+        format!("postgres://{0}:{0}@{host}{joint}schema={0}&application_name={0}", self.name)
+    }
+
     /// Runs statements behind the store's back.
     pub(super) async fn run(&self, sql: &str) {
         run(sql).await;
@@ -40,7 +49,8 @@ impl Drop for Schema {
         // A transaction that was dropped may still be open, for the runtime of the test stands still now.
         let sql = format!(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = '{0}'; \
-             DROP SCHEMA IF EXISTS {0} CASCADE",
+             DROP SCHEMA IF EXISTS {0} CASCADE; \
+             DO $$ BEGIN DROP OWNED BY {0}; DROP ROLE {0}; EXCEPTION WHEN undefined_object THEN END $$",
             self.name
         );
         // Not on the runtime of the test, which waits for this.
@@ -60,7 +70,7 @@ pub(super) fn server() -> String {
 }
 
 pub(super) fn db(url: &str) -> Db {
-    Db::new(Address::parse(url).unwrap(), PostgresOptions::default())
+    Db::new(Address::parse(url).unwrap(), PostgresOptions::default()).unwrap()
 }
 
 async fn run(sql: &str) {
