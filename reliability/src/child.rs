@@ -12,7 +12,7 @@ use retake::store::Seq;
 use rustix::process::{Pid, Signal};
 
 use crate::committing::{self, Telling};
-use crate::{Outcome, bounds, migration, poison, report};
+use crate::{Outcome, bounds, migration, poison, race, report};
 
 /// The first argument of a child.
 pub(crate) const ARGUMENT: &str = "child";
@@ -41,6 +41,8 @@ const CHILDREN: &[(&str, Named)] = &[
     (migration::PIECEMEAL_CHILD, migration::piecemeal_child),
     (poison::CHILD, poison::child),
     (poison::NAIVE, poison::naive),
+    (race::CHILD, race::child),
+    (race::BLIND_CHILD, race::blind_child),
 ];
 
 /// What a child does.

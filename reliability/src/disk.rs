@@ -10,7 +10,7 @@ use crate::Outcome;
 const DISK_BYTES: u64 = 128 * 1024 * 1024;
 
 /// Where Linux keeps files in memory.
-const MEMORY: &str = "/dev/shm";
+pub(crate) const MEMORY: &str = "/dev/shm";
 
 /// Stops ext4 at once and loses what it has not written, its journal included: `EXT4_IOC_SHUTDOWN` with the flag
 /// `EXT4_GOING_FLAGS_NOLOGFLUSH`. Through Perl, which Debian cannot be without, as this workspace has no unsafe code.
@@ -89,7 +89,10 @@ impl Drop for Disk {
 pub(crate) fn require_root() -> Outcome<()> {
     match rustix::process::geteuid().is_root() {
         true => Ok(()),
-        false => Err("this trial needs root: it mounts file systems, and nothing of it ran".into()),
+        false => {
+            Err("this trial needs root: it mounts file systems or starts servers, and nothing of it ran"
+                .into())
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod bounds;
 mod child;
+mod cluster;
 mod committing;
 mod damage;
 mod disk;
@@ -19,7 +20,9 @@ mod migration;
 mod model;
 mod poison;
 mod power_cut;
+mod race;
 mod report;
+mod stores;
 mod workplace;
 
 use std::process::ExitCode;
@@ -75,6 +78,7 @@ const TRIALS: &[Trial] = &[
     Trial { name: "full-disk", run: full_disk::run },
     Trial { name: "model", run: model::run },
     Trial { name: "fence", run: fence::run },
+    Trial { name: "race", run: race::run },
     Trial { name: "encryption", run: encryption::run },
     Trial { name: "migration", run: migration::run },
     Trial { name: "bounds", run: bounds::trial },
