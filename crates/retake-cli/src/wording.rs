@@ -143,6 +143,7 @@ pub(crate) fn cause(cause: &Cause) -> String {
         Cause::Before { node } => format!("before {node}"),
         Cause::LongNode { node } => format!("long node {node}"),
         Cause::Started { node } => format!("started {node}"),
+        Cause::Retry { node } => format!("retry of {node}"),
         Cause::Approve { node, approved } if *approved => format!("approved {node}"),
         Cause::Approve { node, .. } => format!("rejected {node}"),
         Cause::Rollback { to } => format!("rollback to @{to}"),

@@ -21,10 +21,12 @@ pub mod kinds;
 mod operation;
 mod plan;
 mod planner;
+mod queueing;
 mod run;
 mod secret;
 mod trace;
 mod undo;
+mod worker;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,9 +51,13 @@ pub use held::{LEASE_TTL, LEASE_TTL_MAX, LEASE_TTL_MIN};
 pub use plan::{
     Edit, Effects, Explanation, Extent, Plan, Redefine, Rerun, Reuse, Rollback, Trigger, VariableChange,
 };
+pub use queueing::Submission;
 pub use run::Run;
 pub use secret::{EnvironmentSecrets, FileSecrets, Secrets};
 pub use trace::TraceContext;
+pub use worker::{
+    CONCURRENCY_DEFAULT, GRACE_DEFAULT, Worked, Worker, WorkerEvent, WorkerHandle, WorkerOptions, WorkerUntil,
+};
 
 use crate::clock::{Clock, SystemClock};
 use crate::execution::{
@@ -59,7 +65,7 @@ use crate::execution::{
     Subject, WorkflowId,
 };
 use crate::store::{
-    Cause, Commit, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, NewOperation, Seq, Store,
+    Cause, Commit, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, NewOperation, Queue, Seq, Store,
     StoreError, StoreExt, delta,
 };
 use crate::workflow::{Definition, Effect, Field, NodeKind, OnError, Root, Scope, Workflow, evaluate_json};
@@ -100,6 +106,8 @@ const NAME_DRAWS_MAX: usize = 8;
 #[derive(Debug, Clone)]
 pub struct Engine {
     store: Arc<dyn Store>,
+    /// The store again, where it hands executions out.
+    queue: Option<Arc<dyn Queue>>,
     clock: Arc<dyn Clock>,
     registry: Arc<Registry>,
     secrets: Arc<dyn Secrets>,
@@ -129,6 +137,25 @@ pub struct Resume {
     pub skip_compensation: Vec<String>,
 }
 
+/// Who goes on with an execution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GoingOn {
+    /// This process, as a person asked.
+    Here,
+    /// A worker, as a person asked.
+    Detached,
+    /// A worker, where one that has ended its part left it. Nothing is saved unless something changes.
+    AsBefore,
+    /// A worker, in the place of one that died.
+    InPlaceOfOne,
+}
+
+/// What an execution begins with.
+struct Draft {
+    ctx: ExecutionContext,
+    masks: Arc<Masks>,
+}
+
 /// An execution that was set running.
 struct Resumed {
     workflow: Arc<Workflow>,
@@ -144,6 +171,7 @@ impl Engine {
     pub fn new(store: Arc<dyn Store>) -> Self {
         Self {
             store,
+            queue: None,
             clock: Arc::new(SystemClock::default()),
             registry: Arc::new(Registry::new()),
             secrets: Arc::new(EnvironmentSecrets),
@@ -193,31 +221,25 @@ impl Engine {
     pub async fn start(&self, workflow: Arc<Workflow>, start: Start) -> Result<Run, EngineError> {
         self.check_handlers(&workflow)?;
         let id = self.clock.new_id();
-        let mut ctx = ExecutionContext::with_id(id, workflow.id(), self.clock.now());
-        ctx.inputs = workflow.definition().inputs_from(start.inputs)?.into_iter().collect();
-        let masks = Arc::new(Masks::of(Some(&workflow), &*self.secrets));
-        refuse_secret(&masks, "the workflow", &definition_of(&workflow))?;
-        refuse_secrets(&masks, "input", ctx.inputs.iter())?;
-        if let Some(name) = &start.name {
-            refuse_secret(&masks, "the name", &Value::from(name.as_str()))?;
-        }
+        let draft = self.draft(id, &workflow, &start)?;
         let span = trace::execution(RunKind::Started, id, workflow.name());
-        let run = self.begin(workflow, ctx, start.name, masks, &span).instrument(span.clone()).await;
+        let run = self.begin(workflow, draft, start.name, &span).instrument(span.clone()).await;
         run.inspect_err(|error| trace::refused(&span, error))
     }
 
     async fn begin(
         &self,
         workflow: Arc<Workflow>,
-        mut ctx: ExecutionContext,
+        Draft { mut ctx, masks }: Draft,
         name: Option<String>,
-        masks: Arc<Masks>,
         span: &Span,
     ) -> Result<Run, EngineError> {
         let mut names = Names::new(name, ctx.execution_id);
         let name = loop {
             let name = names.draw();
-            if names.takes(self.create(&workflow, &mut ctx, &name, &masks).await)? {
+            let (new, first) = self.first_point(&workflow, &mut ctx, &name, &masks)?;
+            let created = self.store.create(new, first).await.map_err(EngineError::from);
+            if names.takes(created)?.is_some() {
                 break name;
             }
         };
@@ -250,14 +272,13 @@ impl Engine {
 
     async fn go_on(&self, id: ExecutionId, resume: Resume, span: &Span) -> Result<Run, EngineError> {
         let mut held = Held::take(&self.store, id, self.lease_ttl).await?;
-        match self.set_running(&held, id, resume, span).await {
-            Ok(Resumed { workflow, name, ctx, head, counter_actions, undone_to }) => {
-                let masks = Arc::new(Masks::default());
-                let span = span.clone();
-                let opened =
-                    Opened { held, workflow, name, ctx, head, masks, counter_actions, undone_to, span };
-                Run::new(self.clone(), opened)
-            }
+        let resumed = match self.set_running(&held, id, resume, GoingOn::Here, span).await {
+            // Whoever goes on with it here does so instead of a worker.
+            Ok(resumed) => self.dequeue(id).await.map(|()| resumed),
+            Err(error) => Err(error),
+        };
+        match resumed {
+            Ok(resumed) => self.run_of(held, resumed, span.clone()),
             Err(error) => {
                 held.release().await;
                 Err(error)
@@ -265,11 +286,19 @@ impl Engine {
         }
     }
 
+    fn run_of(&self, held: Held, resumed: Resumed, span: Span) -> Result<Run, EngineError> {
+        let Resumed { workflow, name, ctx, head, counter_actions, undone_to } = resumed;
+        let masks = Arc::new(Masks::default());
+        let opened = Opened { held, workflow, name, ctx, head, masks, counter_actions, undone_to, span };
+        Run::new(self.clone(), opened)
+    }
+
     async fn set_running(
         &self,
         held: &Held,
         id: ExecutionId,
         resume: Resume,
+        going_on: GoingOn,
         span: &Span,
     ) -> Result<Resumed, EngineError> {
         let record = self.store.require(id).await?;
@@ -293,6 +322,17 @@ impl Engine {
                 ctx.state = ExecutionState::Running;
                 ctx.completed_at = None;
                 forget_failures(&workflow, &mut ctx);
+                let is_as_saved = saved.state == ctx.state
+                    && saved.completed_at == ctx.completed_at
+                    && saved.node_results.len() == ctx.node_results.len();
+                if going_on == GoingOn::AsBefore && is_as_saved {
+                    let undone_to = undo::undone_to(&self.store.operations(id).await?);
+                    let name = record.name.into();
+                    return Ok(Resumed { workflow, name, ctx, head, counter_actions, undone_to });
+                }
+                if going_on == GoingOn::Detached {
+                    queueing::let_again(&workflow, &mut ctx, &resume.again, self.clock.now());
+                }
                 // A start from zero would have paid for what is there once more.
                 for result in ctx.node_results.values() {
                     ctx.ledger.spend.reused.add(result.metrics.as_ref());
@@ -300,9 +340,14 @@ impl Engine {
                 let masks = Masks::of(Some(&workflow), &*self.secrets);
                 let operation = resume.operation.map(|operation| without_secrets(&masks, operation));
                 let mut checkpoint = self.checkpoint_of(&saved, &ctx, Cause::Resume, operation)?;
-                // What was asked before was asked of a run that is over.
-                checkpoint.answers =
-                    self.store.requests(id).await?.iter().map(|request| request.id).collect();
+                checkpoint.answers = match going_on {
+                    // What was asked before was asked of a run that is over.
+                    GoingOn::Here | GoingOn::Detached => {
+                        self.store.requests(id).await?.iter().map(|request| request.id).collect()
+                    }
+                    // Who asked it of a worker that died asked it of the execution.
+                    GoingOn::AsBefore | GoingOn::InPlaceOfOne => Vec::new(),
+                };
                 checkpoint.compress = workflow.definition().checkpoints.compress;
                 let fence = Some(held.fence());
                 let commit = Commit { execution_id: id, expected_head: head, fence, checkpoint };
@@ -375,13 +420,26 @@ impl Engine {
         .collect()
     }
 
-    async fn create(
+    /// Returns the state that an execution begins with, but for its variables.
+    fn draft(&self, id: ExecutionId, workflow: &Workflow, start: &Start) -> Result<Draft, EngineError> {
+        let mut ctx = ExecutionContext::with_id(id, workflow.id(), self.clock.now());
+        ctx.inputs = workflow.definition().inputs_from(start.inputs.clone())?.into_iter().collect();
+        let masks = Arc::new(Masks::of(Some(workflow), &*self.secrets));
+        refuse_secret(&masks, "the workflow", &definition_of(workflow))?;
+        refuse_secrets(&masks, "input", ctx.inputs.iter())?;
+        if let Some(name) = &start.name {
+            refuse_secret(&masks, "the name", &Value::from(name.as_str()))?;
+        }
+        Ok(Draft { ctx, masks })
+    }
+
+    fn first_point(
         &self,
         workflow: &Workflow,
         ctx: &mut ExecutionContext,
         name: &str,
         masks: &Arc<Masks>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<(NewExecution, NewCheckpoint), EngineError> {
         let definition = workflow.definition();
         for (variable, value) in self.first_values(workflow, ctx, name, masks, |_, _| true)? {
             ctx.set_variable(variable, value);
@@ -397,8 +455,7 @@ impl Engine {
         let mut first = self.new_checkpoint(ctx, Cause::Start);
         first.delta = delta(None, ctx, |_| None)?;
         first.compress = definition.checkpoints.compress;
-        self.store.create(new, first).await?;
-        Ok(())
+        Ok((new, first))
     }
 
     /// Returns the checkpoint of an operation that takes an execution from one state to another.
@@ -466,15 +523,15 @@ impl Names {
         drawn.unwrap_or_else(|| self.id.to_string())
     }
 
-    /// Tells whether a name was good, and not taken where there are more to try.
-    fn takes(&self, created: Result<(), EngineError>) -> Result<bool, EngineError> {
+    /// Returns what was made under a name, or `None` where that was taken and there are more to try.
+    fn takes<T>(&self, created: Result<T, EngineError>) -> Result<Option<T>, EngineError> {
         match created {
             Err(EngineError::Store(StoreError::Conflict(Conflict::NameTaken(_))))
                 if self.given.is_none() && self.drawn <= NAME_DRAWS_MAX =>
             {
-                Ok(false)
+                Ok(None)
             }
-            created => created.map(|()| true),
+            created => created.map(Some),
         }
     }
 }
@@ -570,7 +627,8 @@ fn interrupted<'c>(
         .filter(|node| workflow.node(*node).effect == Effect::External)
         .filter(|node| !matches!(workflow.node(*node).kind, NodeKind::Approval(_)))
         .filter_map(move |node| Some((graph.name(node).to_owned(), ctx.get_node_result(&graph.id(node))?)))
-        .filter(|(_, record)| record.result == ExecutionResult::Pending)
+        // One that rests between two attempts is not in flight.
+        .filter(|(_, record)| record.result == ExecutionResult::Pending && record.due_at.is_none())
 }
 
 /// Forgets the results of nodes whose failure failed the execution: they run again.

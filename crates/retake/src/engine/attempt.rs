@@ -16,9 +16,18 @@ use super::trace::{self, NodeSpan};
 use super::{Handler, NodeError};
 use crate::clock::Clock;
 use crate::execution::{
-    ExecutionResult, NodeExecutionResult, Unstorable, Write, WriteOp, check_value, dismantle,
+    ExecutionResult, NodeExecutionResult, NodeMetrics, Unstorable, Write, WriteOp, check_value, dismantle,
 };
 use crate::workflow::{NodeKind, Retry, Template, Wait, Workflow, parse_duration};
+
+/// How an attempt at a node ended.
+#[derive(Debug)]
+pub(super) enum Attempted {
+    /// The node has ended.
+    Ended(Box<Ended>),
+    /// It failed, and another attempt follows.
+    Again(Box<BackOff>),
+}
 
 /// A node that has ended.
 #[derive(Debug)]
@@ -27,9 +36,23 @@ pub(super) struct Ended {
     pub(super) result: NodeExecutionResult,
     /// How long it ran, by a clock that never steps back.
     pub(super) ran: Duration,
+    /// What the last attempt cost.
+    pub(super) paid: Option<NodeMetrics>,
 }
 
-/// A node that is about to run.
+/// A node that rests between two attempts.
+#[derive(Debug)]
+pub(super) struct BackOff {
+    /// The next attempt.
+    pub(super) start: Start,
+    pub(super) delay: Duration,
+    /// Why the last one failed.
+    pub(super) error: String,
+    /// What the last one cost.
+    pub(super) paid: NodeMetrics,
+}
+
+/// An attempt at a node that is about to begin.
 pub(super) struct Start {
     pub(super) task: Task,
     /// `None` for the kinds that the engine does itself.
@@ -38,6 +61,27 @@ pub(super) struct Start {
     pub(super) started_at: DateTime<Utc>,
     /// What its condition read.
     pub(super) notes: Notes,
+    /// The number of the attempt, from 1.
+    pub(super) attempt: u32,
+    /// What earlier attempts cost together.
+    pub(super) earlier: NodeMetrics,
+    /// When the node began to run in this process, in elapsed time.
+    pub(super) began: Duration,
+    /// When its wait ends, where that is known already.
+    pub(super) until: Option<DateTime<Utc>>,
+    /// Whether the node has rested where nobody advanced its execution: then it took the time since it first started.
+    pub(super) has_rested: bool,
+    /// What is told of the node, with all its attempts.
+    pub(super) span: NodeSpan,
+}
+
+impl std::fmt::Debug for Start {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Start")
+            .field("task", &self.task)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Says whether a node's condition holds, with what was read to tell.
@@ -48,57 +92,80 @@ pub(super) fn wanted(workflow: &Workflow, task: &Task) -> (Result<bool, String>,
     (holds.map_err(|error| format!("its condition: {error}")), ctx.take_notes())
 }
 
-/// Runs a node to its end, in a span of its own below the one that is current now. Dropping the future ends the work.
-pub(super) fn run(start: Start, clock: Arc<dyn Clock>) -> impl Future<Output = Ended> + use<> {
-    let span = NodeSpan::new(&start.task);
-    let within = span.span().clone();
-    to_its_end(start, clock, span).instrument(within)
+/// Runs a counter-action to its end. Dropping the future ends the work.
+pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Attempted {
+    let mut start = start;
+    let mut paid = NodeMetrics::default();
+    loop {
+        match once(start, Arc::clone(&clock)).await {
+            Attempted::Again(again) => {
+                let BackOff { start: next, delay, error, paid: cost } = *again;
+                paid = paid.followed_by(cost);
+                let failed = next.attempt - 1;
+                next.task.events.tell(|| retried(&next.task, failed, error, delay)).await;
+                tokio::time::sleep(delay).await;
+                start = next;
+            }
+            Attempted::Ended(ended) => {
+                let paid = Some(paid.followed_by(ended.paid.clone().unwrap_or_default()));
+                return Attempted::Ended(Box::new(Ended { paid, ..*ended }));
+            }
+        }
+    }
 }
 
-async fn to_its_end(start: Start, clock: Arc<dyn Clock>, span: NodeSpan) -> Ended {
-    let Start { task, handler, started_at, notes } = start;
-    let began = clock.elapsed();
-    let node = task.workflow.node(task.node);
-    let mut attempt = 1;
-    let mut seed = notes;
-    let (outcome, notes) = loop {
-        task.events.tell(|| started(&task, attempt)).await;
-        let ctx = NodeContext::new(task.clone(), attempt, seed.clone());
-        let outcome = once(&ctx, handler.as_deref(), node.timeout, started_at, &*clock).await;
-        let notes = ctx.take_notes();
-        match outcome {
-            Err(error) if error.is_retryable() && attempt <= node.retry.max => {
-                let delay = wait_before(&node.retry, attempt, &error);
-                trace::retry(&task, attempt, &error, delay);
-                let error = task.masks.text(error.message().to_owned());
-                let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-                task.events.tell(|| retried(&task, attempt, error, delay_ms)).await;
-                tokio::time::sleep(delay).await;
-                // What failed attempts cost was spent all the same.
-                seed.metrics = notes.metrics;
-                attempt += 1;
-            }
-            outcome => break (outcome, notes),
+/// Makes one attempt at a node, in the node's span. Dropping the future ends the work.
+pub(super) fn once(start: Start, clock: Arc<dyn Clock>) -> impl Future<Output = Attempted> + use<> {
+    let within = start.span.span().clone();
+    attempt(start, clock).instrument(within)
+}
+
+async fn attempt(start: Start, clock: Arc<dyn Clock>) -> Attempted {
+    let node = start.task.workflow.node(start.task.node);
+    let (attempt, started_at) = (start.attempt, start.started_at);
+    start.task.events.tell(|| started(&start.task, attempt)).await;
+    let ctx = NodeContext::new(start.task.clone(), attempt, start.notes.clone());
+    let work = async {
+        match &start.handler {
+            Some(handler) => handler.handle(ctx.clone()).await,
+            None => by_the_engine(&ctx, &start, &*clock).await,
         }
     };
+    let outcome = within(node.timeout, work).await;
+    let Notes { writes, refused, reads, metrics: mut paid, .. } = ctx.take_notes();
+    // A server may put anything into what it says of its answer.
+    paid.custom.values_mut().for_each(|value| *value = start.task.masks.value(value.take()));
+    if let Err(error) = &outcome
+        && error.is_retryable()
+        && attempt <= node.retry.max
+    {
+        let delay = wait_before(&node.retry, attempt, error);
+        trace::retry(&start.task, attempt, error, delay);
+        let error = start.task.masks.text(error.message().to_owned());
+        // What failed attempts cost was spent all the same.
+        let earlier = start.earlier.clone().followed_by(paid.clone());
+        let start = Start { attempt: attempt + 1, earlier, ..start };
+        return Attempted::Again(Box::new(BackOff { start, delay, error, paid }));
+    }
+    let Start { task, earlier, began, has_rested, span, .. } = start;
     let ran = clock.elapsed().saturating_sub(began);
     let class = outcome.as_ref().err().map(NodeError::class);
-    let (outcome, writes) = settle(&task, outcome, notes.writes, notes.refused);
-    let mut metrics = notes.metrics;
-    // A server may put anything into what it says of its answer.
-    metrics.custom.values_mut().for_each(|value| *value = task.masks.value(value.take()));
-    let mut result = NodeExecutionResult::started(started_at).with_metrics(metrics);
+    let (outcome, writes) = settle(&task, outcome, writes, refused);
+    let mut result = NodeExecutionResult::started(started_at).with_metrics(earlier.followed_by(paid.clone()));
     result.writes = writes;
     result.began = task.state.ledger.turn;
-    result.reads = notes.reads;
+    result.reads = reads;
     result.retry_count = attempt - 1;
     result.idempotency_key = Some(task.idempotency_key.clone());
     let mut result = result.completed(outcome, clock.now());
     if let Some(metrics) = &mut result.metrics {
-        metrics.duration_ms = Some(u64::try_from(ran.as_millis()).unwrap_or(u64::MAX));
+        if !has_rested {
+            metrics.duration_ms = Some(u64::try_from(ran.as_millis()).unwrap_or(u64::MAX));
+        }
+        paid.duration_ms = metrics.duration_ms;
     }
     span.ended(&result, class, ran);
-    Ended { node: task.node, result, ran }
+    Attempted::Ended(Box::new(Ended { node: task.node, result, ran, paid: Some(paid) }))
 }
 
 fn started(task: &Task, attempt: u32) -> Event {
@@ -109,7 +176,9 @@ fn started(task: &Task, attempt: u32) -> Event {
     }
 }
 
-fn retried(task: &Task, attempt: u32, error: String, delay_ms: u64) -> Event {
+/// Returns what is told of an attempt that failed, where another follows.
+pub(super) fn retried(task: &Task, attempt: u32, error: String, delay: Duration) -> Event {
+    let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
     let node = task.workflow.graph().name(task.node).to_owned();
     match task.action {
         Action::Work => Event::NodeRetry { node, attempt, error, delay_ms },
@@ -165,19 +234,11 @@ fn masked(task: &Task, write: Write, output: &Value) -> Write {
     Write { variable, op }
 }
 
-async fn once(
-    ctx: &NodeContext,
-    handler: Option<&dyn Handler>,
+/// Does the work, and ends it where it takes too long.
+async fn within(
     timeout: Option<Duration>,
-    started_at: DateTime<Utc>,
-    clock: &dyn Clock,
+    work: impl Future<Output = Result<Value, NodeError>>,
 ) -> Result<Value, NodeError> {
-    let work = async {
-        match handler {
-            Some(handler) => handler.handle(ctx.clone()).await,
-            None => by_the_engine(ctx, started_at, clock).await,
-        }
-    };
     // A handler that panics fails its node; what it held is dropped with it.
     let work = AssertUnwindSafe(work).catch_unwind();
     let caught = match timeout {
@@ -201,11 +262,7 @@ async fn once(
     })
 }
 
-async fn by_the_engine(
-    ctx: &NodeContext,
-    started_at: DateTime<Utc>,
-    clock: &dyn Clock,
-) -> Result<Value, NodeError> {
+async fn by_the_engine(ctx: &NodeContext, start: &Start, clock: &dyn Clock) -> Result<Value, NodeError> {
     match ctx.kind() {
         NodeKind::Set(variables) => {
             let mut output = Map::new();
@@ -217,7 +274,10 @@ async fn by_the_engine(
             Ok(Value::Object(output))
         }
         NodeKind::Wait(wait) => {
-            let until = end_of_wait(ctx, wait, started_at)?;
+            let until = match start.until {
+                Some(until) => until,
+                None => end_of_wait(ctx, wait, start.started_at)?,
+            };
             let left = (until - clock.now()).to_std().unwrap_or(Duration::ZERO);
             tokio::time::sleep(left).await;
             Ok(Value::Null)
@@ -232,7 +292,8 @@ async fn by_the_engine(
     }
 }
 
-fn end_of_wait(
+/// Returns when a wait ends that began at a moment.
+pub(super) fn end_of_wait(
     ctx: &NodeContext,
     wait: &Wait,
     started_at: DateTime<Utc>,

@@ -246,14 +246,8 @@ impl NodeContext {
             notes.keep(exact_value(&format!("nodes.{}.metrics.cost_usd", self.node()), cost)).is_some()
         });
         let first = notes.metrics.token_usage.is_none();
-        let sum = notes.metrics.token_usage.get_or_insert_default();
-        sum.input_tokens = sum.input_tokens.saturating_add(usage.input_tokens);
-        sum.output_tokens = sum.output_tokens.saturating_add(usage.output_tokens);
-        sum.total_tokens = sum.total_tokens.saturating_add(usage.total_tokens);
-        sum.cached_tokens = match (sum.cached_tokens, usage.cached_tokens) {
-            (None, None) => None,
-            (a, b) => Some(a.unwrap_or(0).saturating_add(b.unwrap_or(0))),
-        };
+        let sum = notes.metrics.token_usage.take().unwrap_or_default();
+        notes.metrics.token_usage = Some(sum.plus(usage));
         // One unknown price makes the sum unknown.
         notes.metrics.cost_usd = match (first, notes.metrics.cost_usd, cost_usd) {
             (true, _, cost) => cost,

@@ -1,5 +1,6 @@
 //! How a run is stopped from outside, and how it says that it ended.
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -12,9 +13,18 @@ pub struct Control(mpsc::UnboundedSender<Signal>);
 
 /// What a [`Control`] sends.
 #[derive(Debug)]
-pub(super) struct Signal {
-    pub(super) stop: StopKind,
-    pub(super) operation: Option<NewOperation>,
+pub(super) enum Signal {
+    Stop { stop: StopKind, operation: Option<NewOperation> },
+    HandOver(HandOver),
+}
+
+/// How a run is given up for others to go on with; a later one is stronger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum HandOver {
+    /// Let the nodes that run finish.
+    Finish,
+    /// End the nodes that run; they will run again.
+    Now,
 }
 
 /// How a run is to stop; a later one is stronger.
@@ -49,6 +59,8 @@ pub struct Outcome {
     pub spend: Spend,
     /// US dollars spent this time, as a decimal; `None` where not known or where nothing was bought.
     pub cost_usd: Option<String>,
+    /// When it goes on by itself, where nothing was left but waiting and a worker gave it back to the queue.
+    pub until: Option<DateTime<Utc>>,
     /// Nodes that wait for somebody's approval.
     pub waiting: Vec<String>,
     /// Nodes that failed, and why.
@@ -79,8 +91,13 @@ impl Control {
         self.send(StopKind::Cancel, operation);
     }
 
+    /// Lets others go on with the execution, which stands as it does: it is nobody's wish that it stops.
+    pub(super) fn hand_over(&self, how: HandOver) {
+        let _ended = self.0.send(Signal::HandOver(how));
+    }
+
     fn send(&self, stop: StopKind, operation: Option<NewOperation>) {
         // A run that has ended needs no stopping.
-        let _ended = self.0.send(Signal { stop, operation });
+        let _ended = self.0.send(Signal::Stop { stop, operation });
     }
 }

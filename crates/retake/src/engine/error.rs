@@ -8,6 +8,10 @@ use crate::workflow::{ExpressionError, InputError, StoredDefinitionError, Workfl
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
+    /// The store hands no executions out to workers.
+    #[error("this store has no queue for workers")]
+    NoQueue,
+
     /// The store refused or failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -263,7 +263,7 @@ impl Engine {
                 origin: Some(origin),
             };
             let created = self.store.create(new, first.clone()).await.map(drop);
-            if names.takes(created.map_err(EngineError::from))? {
+            if names.takes(created.map_err(EngineError::from))?.is_some() {
                 return Ok(Forked { execution: id, name });
             }
         }

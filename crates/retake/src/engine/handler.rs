@@ -172,6 +172,14 @@ impl Registry {
         self
     }
 
+    pub(super) fn kinds(&self) -> impl Iterator<Item = &'static str> {
+        self.kinds.keys().copied()
+    }
+
+    pub(super) fn closures(&self) -> impl Iterator<Item = &str> {
+        self.closures.keys().map(String::as_str)
+    }
+
     /// Returns the handler of a node, or `None` where nobody registered one.
     pub(super) fn find(&self, kind: &NodeKind) -> Option<&Arc<dyn Handler>> {
         match kind {

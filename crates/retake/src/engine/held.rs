@@ -8,7 +8,7 @@ use tokio::task::AbortHandle;
 
 use crate::clock::Clock;
 use crate::execution::ExecutionId;
-use crate::store::{Lease, Store, StoreError};
+use crate::store::{Lease, Queue, Settlement, Store, StoreError};
 
 /// How long a lease holds unless it is renewed, where nobody says otherwise.
 pub const LEASE_TTL: Duration = Duration::from_secs(30);
@@ -50,8 +50,12 @@ impl Held {
         id: ExecutionId,
         ttl: Duration,
     ) -> Result<Self, StoreError> {
-        let lease = store.lease(id, ttl).await?;
-        Ok(Self { store: Arc::clone(store), fence: lease.fence, lease: Some(lease), keeper: None })
+        Ok(Self::of(store, store.lease(id, ttl).await?))
+    }
+
+    /// Returns what holds a lease that was taken already.
+    pub(super) fn of(store: &Arc<dyn Store>, lease: Lease) -> Self {
+        Self { store: Arc::clone(store), fence: lease.fence, lease: Some(lease), keeper: None }
     }
 
     pub(super) fn fence(&self) -> u64 {
@@ -105,15 +109,36 @@ impl Held {
         Ok(())
     }
 
+    /// Settles the claim that the lease came with, which gives the lease back.
+    ///
+    /// # Errors
+    /// Those of [`Queue::settle`]. The lease is still held then.
+    pub(super) async fn settle(
+        &mut self,
+        queue: &dyn Queue,
+        settlement: Settlement,
+    ) -> Result<(), StoreError> {
+        if let Some(lease) = &self.lease {
+            queue.settle(lease, settlement).await?;
+        }
+        self.forget();
+        Ok(())
+    }
+
     /// Gives the lease back. Where that fails it runs out by itself.
     pub(super) async fn release(&mut self) {
-        if let Some(lease) = self.forget() {
+        if let Some(lease) = self.end() {
             give_back(&*self.store, &lease).await;
         }
     }
 
-    /// Ends the renewals, and returns the lease, which is nobody's concern here any more.
-    fn forget(&mut self) -> Option<Lease> {
+    /// Lets the lease run out, or go to whoever has it already.
+    pub(super) fn forget(&mut self) {
+        let _nobodys = self.end();
+    }
+
+    /// Ends the renewals, and returns the lease.
+    fn end(&mut self) -> Option<Lease> {
         if let Some(keeper) = self.keeper.take() {
             keeper.task.abort();
         }
@@ -123,7 +148,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let Some(lease) = self.forget() else { return };
+        let Some(lease) = self.end() else { return };
         // Without a runtime nothing can be awaited; the lease then runs out, or ends with the process.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let store = Arc::clone(&self.store);

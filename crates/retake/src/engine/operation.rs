@@ -144,10 +144,12 @@ impl Engine {
             Ask::Checkpoint { label: None } | Ask::Pause | Ask::Cancel => {}
         }
         let operation = without_secrets(&masks, operation);
+        let stops = matches!(ask, Ask::Pause | Ask::Cancel);
         let request = Request { id: self.clock.new_id(), ask, operation };
         match self.rest(id).await {
             Ok(rest) => {
                 let done = self.do_at_rest(&rest, request.ask, request.operation).await;
+                let done = self.without_ticket(id, stops, done).await;
                 return rest.end(done).await;
             }
             Err(EngineError::Store(StoreError::Conflict(Conflict::Leased { .. }))) => {}
@@ -164,7 +166,10 @@ impl Engine {
             if self.store.require(id).await?.leased_by.is_none() {
                 let rest = self.rest(id).await?;
                 let done = match self.store.withdraw(id, request.id).await {
-                    Ok(true) => self.do_at_rest(&rest, request.ask, request.operation).await,
+                    Ok(true) => {
+                        let done = self.do_at_rest(&rest, request.ask, request.operation).await;
+                        self.without_ticket(id, stops, done).await
+                    }
                     Ok(false) => Ok(rest.record.head),
                     Err(error) => Err(error.into()),
                 };
@@ -178,6 +183,19 @@ impl Engine {
         }
         self.store.withdraw(id, request.id).await?;
         Err(EngineError::NoAnswer { name, waited_s })
+    }
+
+    /// Takes an execution out of the queue that was stopped: nobody is to go on with it.
+    async fn without_ticket(
+        &self,
+        id: ExecutionId,
+        stops: bool,
+        done: Result<Seq, EngineError>,
+    ) -> Result<Seq, EngineError> {
+        if stops && done.is_ok() {
+            self.dequeue(id).await?;
+        }
+        done
     }
 
     async fn do_at_rest(&self, rest: &AtRest, ask: Ask, operation: NewOperation) -> Result<Seq, EngineError> {

@@ -1,6 +1,8 @@
 //! One run: starts nodes as they become ready, records what they give, saves when the policy says so.
 
 mod compensating;
+mod parking;
+mod retrying;
 mod saving;
 mod sparing;
 
@@ -14,20 +16,23 @@ use tokio::task::JoinSet;
 use tracing::{Instrument, Span};
 
 pub(super) use self::compensating::CounterAction;
+use self::parking::Parking;
+pub(super) use self::parking::Settled;
 use self::saving::Extra;
-use super::attempt::{self, Ended, Start, wanted};
+use super::attempt::{self, Attempted, Ended, Start, wanted};
 use super::context::{Action, NodeContext, Notes, Task};
-use super::control::{Control, Outcome, Signal, StopKind};
+use super::control::{Control, HandOver, Outcome, Signal, StopKind};
 use super::decision::{Decision, decided};
 use super::event::{Event, Events};
 use super::held::Held;
 use super::planner::{Planner, ending};
 use super::secret::Masks;
-use super::trace::{self, Driven};
+use super::trace::{self, Driven, NodeSpan};
 use super::{Engine, EngineError, compensation};
 use crate::checkpoint::{CheckpointPolicy, Due};
 use crate::execution::{
-    Cost, ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult, NodeId, usd,
+    Cost, ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult, NodeId,
+    NodeMetrics, usd,
 };
 use crate::store::{Ask, Cause, NewOperation, Request, Seq};
 use crate::workflow::{Effect, NodeKind, Workflow};
@@ -48,8 +53,16 @@ pub struct Run {
     head: Seq,
     policy: CheckpointPolicy,
     planner: Planner,
-    tasks: JoinSet<Ended>,
+    tasks: JoinSet<Attempted>,
     running: HashMap<usize, tokio::task::AbortHandle>,
+    /// Nodes that rest between two attempts, and what ends their rest.
+    resting: HashMap<usize, Start>,
+    rests: JoinSet<usize>,
+    /// Whether the run ends where nothing is left but waiting.
+    parking: Parking,
+    hand_over: Option<HandOver>,
+    /// Whether somebody paused or cancelled it.
+    was_stopped: bool,
     masks: Arc<Masks>,
     events: Events,
     signals: (Control, mpsc::UnboundedReceiver<Signal>),
@@ -83,6 +96,8 @@ struct Unsaved {
     nodes: Vec<String>,
     /// An approval that has begun to wait.
     waiting: Option<String>,
+    /// A node that has begun to rest between two attempts.
+    resting: Option<String>,
     writers: HashMap<String, NodeId>,
 }
 
@@ -137,6 +152,11 @@ impl Run {
             planner,
             tasks: JoinSet::new(),
             running: HashMap::new(),
+            resting: HashMap::new(),
+            rests: JoinSet::new(),
+            parking: Parking::Never,
+            hand_over: None,
+            was_stopped: false,
             masks,
             events: Events::unwatched(),
             signals: Control::new(),
@@ -192,19 +212,25 @@ impl Run {
     /// # Errors
     /// [`EngineError::Store`] where something could not be saved: the nodes are ended, and the execution stands at its
     /// last acknowledged checkpoint. A `Conflict` means that somebody else advances it now.
-    pub async fn drive(self) -> Result<Outcome, EngineError> {
+    pub async fn drive(mut self) -> Result<Outcome, EngineError> {
+        let outcome = self.run_to_end().await;
+        self.held.release().await;
+        outcome
+    }
+
+    async fn run_to_end(&mut self) -> Result<Outcome, EngineError> {
         let span = self.span.clone();
         let driven = Driven::new(span.clone());
-        let outcome = self.run_to_end().instrument(span).await;
+        let outcome = self.end().instrument(span).await;
         driven.ended(&outcome);
         outcome
     }
 
-    async fn run_to_end(mut self) -> Result<Outcome, EngineError> {
+    async fn end(&mut self) -> Result<Outcome, EngineError> {
         let outcome = self.advance().await;
         self.tasks.shutdown().await;
+        self.rests.shutdown().await;
         self.finish_pruning().await;
-        self.held.release().await;
         outcome
     }
 
@@ -225,7 +251,7 @@ impl Run {
         self.held.keep(&self.engine.clock);
         while !self.is_at_rest() {
             self.start_what_is_ready().await?;
-            if self.tasks.is_empty() {
+            if (self.tasks.is_empty() && self.rests.is_empty()) || self.is_left_waiting() {
                 break;
             }
             // Others can decide only what is durable, and the pause that would save it may be far.
@@ -237,15 +263,20 @@ impl Run {
             tokio::select! {
                 biased;
                 lost = self.held.lost() => return Err(lost.into()),
-                Some(signal) = self.signals.1.recv() => self.stop(signal.stop, signal.operation, None),
-                Some(ended) = self.tasks.join_next() => match ended {
-                    Ok(ended) => match self.compensating.take() {
-                        Some(turn) => self.compensated(turn, ended).await?,
-                        None => self.record(ended).await?,
+                Some(signal) = self.signals.1.recv() => match signal {
+                    Signal::Stop { stop, operation } => self.stop(stop, operation, None),
+                    Signal::HandOver(how) => self.hand_over(how),
+                },
+                Some(attempted) = self.tasks.join_next() => match attempted {
+                    Ok(Attempted::Again(again)) => self.rest(*again).await,
+                    Ok(Attempted::Ended(ended)) => match self.compensating.take() {
+                        Some(turn) => self.compensated(turn, *ended).await?,
+                        None => self.record(*ended).await?,
                     },
                     Err(error) if error.is_cancelled() => {}
                     Err(error) => std::panic::resume_unwind(error.into_panic()),
                 },
+                Some(Ok(node)) = self.rests.join_next() => self.try_again(node).await?,
                 _ = asked.tick() => passing(self.answer().await)?,
                 () = tokio::time::sleep(until_due.unwrap_or(Duration::MAX)), if until_due.is_some() => {
                     let unsaved = self.is_unsaved();
@@ -259,12 +290,17 @@ impl Run {
     }
 
     fn is_at_rest(&self) -> bool {
-        let ended = match self.stop.as_ref().map(|stop| stop.kind) {
-            None => return self.planner.is_finished() && !compensation::is_any_due(&self.ctx),
-            Some(StopKind::Pause) => false,
-            Some(StopKind::Interrupt | StopKind::Cancel) => true,
+        let ended = match (self.stop.as_ref().map(|stop| stop.kind), self.hand_over) {
+            (Some(StopKind::Interrupt | StopKind::Cancel), _) | (_, Some(HandOver::Now)) => true,
+            (None, None) => return self.planner.is_finished() && !compensation::is_any_due(&self.ctx),
+            (Some(StopKind::Pause), _) | (None, Some(HandOver::Finish)) => false,
         };
         ended || self.tasks.is_empty()
+    }
+
+    /// Tells whether nothing more is to begin: somebody asked for that.
+    fn is_ending(&self) -> bool {
+        self.stop.is_some() || self.hand_over.is_some()
     }
 
     /// Starts nodes as long as there are any to start and places to run them.
@@ -273,14 +309,16 @@ impl Run {
         if self.compensate().await? {
             return Ok(());
         }
-        while self.stop.is_none()
-            && self.failures.is_empty()
-            && self.tasks.len() < self.workflow.definition().max_parallel
-        {
+        while !self.is_ending() && self.failures.is_empty() && self.has_place() {
             let Some(node) = self.planner.next() else { break };
             self.start(node).await?;
         }
         Ok(())
+    }
+
+    /// Tells whether another node may run: one that rests between two attempts keeps its place.
+    fn has_place(&self) -> bool {
+        self.tasks.len() + self.rests.len() < self.workflow.definition().max_parallel
     }
 
     async fn start(&mut self, node: usize) -> Result<(), EngineError> {
@@ -301,7 +339,8 @@ impl Run {
         };
         let definition = workflow.node(node);
         let mark = self.ctx.get_node_result(&id).filter(|record| record.result == ExecutionResult::Pending);
-        let started_at = mark.map_or_else(|| self.engine.clock.now(), |record| record.started_at);
+        let mark = mark.cloned();
+        let started_at = mark.as_ref().map_or_else(|| self.engine.clock.now(), |mark| mark.started_at);
         let is_marked = mark.is_some();
         if let NodeKind::Approval(approval) = &definition.kind {
             let ctx = NodeContext::new(task, 1, notes);
@@ -321,22 +360,47 @@ impl Run {
         if self.policy.before_node(definition.kind.name(), self.is_unsaved()).is_some() {
             self.save(Cause::Before { node: name.to_owned() }, Extra::default()).await?;
         }
-        // An effect outside must not happen before it is known that it may have; a wait must not begin anew.
-        let wants_mark =
-            definition.effect == Effect::External || matches!(definition.kind, NodeKind::Wait(_));
-        if wants_mark && !is_marked {
-            let mut record = NodeExecutionResult::started(started_at);
-            record.idempotency_key = Some(task.idempotency_key.clone());
-            record.reads.clone_from(&notes.reads);
-            self.ctx.record_node_result(id, record);
-            self.save(Cause::Started { node: name.to_owned() }, Extra::default()).await?;
+        let is_wait = matches!(definition.kind, NodeKind::Wait(_));
+        let start = Start {
+            handler: self.engine.registry.find(&definition.kind).cloned(),
+            until: self.end_of_wait(&task, mark.as_ref(), started_at),
+            has_rested: mark.as_ref().is_some_and(|mark| mark.due_at.is_some()),
+            attempt: mark.as_ref().map_or(0, |mark| mark.retry_count) + 1,
+            earlier: mark.as_ref().and_then(|mark| mark.metrics.clone()).unwrap_or_default(),
+            began: self.engine.clock.elapsed(),
+            span: NodeSpan::new(&task),
+            task,
+            started_at,
+            notes,
+        };
+        if let Some(mark) = mark.filter(|_| !is_wait)
+            && let Some(due_at) = mark.due_at
+        {
+            let left = (due_at - self.engine.clock.now()).to_std().unwrap_or(Duration::ZERO);
+            self.rest_for(start, left);
+            return Ok(());
         }
-        let handler = self.engine.registry.find(&definition.kind).cloned();
-        let clock = Arc::clone(&self.engine.clock);
-        let start = Start { task, handler, started_at, notes };
-        let handle = self.tasks.spawn(attempt::run(start, clock));
-        self.running.insert(node, handle);
+        // An effect outside must not happen before it is known that it may have; a wait must not begin anew.
+        if (definition.effect == Effect::External || is_wait) && !is_marked {
+            self.mark(&start).await?;
+        }
+        self.begin(start);
         Ok(())
+    }
+
+    fn begin(&mut self, start: Start) {
+        let node = start.task.node;
+        let handle = self.tasks.spawn(attempt::once(start, Arc::clone(&self.engine.clock)));
+        self.running.insert(node, handle);
+    }
+
+    /// Makes it known, durably, that a node has started.
+    async fn mark(&mut self, start: &Start) -> Result<(), EngineError> {
+        let workflow = Arc::clone(&self.workflow);
+        let (name, id) = (workflow.graph().name(start.task.node), workflow.graph().id(start.task.node));
+        let record = NodeExecutionResult { due_at: start.until, ..retrying::record_of(start) };
+        self.ctx.record_node_result(id, record);
+        self.save(Cause::Started { node: name.to_owned() }, Extra::default()).await
     }
 
     fn task(&self, node: usize) -> Task {
@@ -370,7 +434,7 @@ impl Run {
         let mut record = NodeExecutionResult::started(now).completed(result, now);
         record.reads = notes.reads;
         record.began = self.ctx.ledger.turn;
-        Ended { node, result: record, ran: Duration::ZERO }
+        Ended { node, paid: record.metrics.clone(), result: record, ran: Duration::ZERO }
     }
 
     async fn wait_for_approval(
@@ -407,12 +471,11 @@ impl Run {
 
     /// Takes in what a node gave. Returns why a checkpoint is due, if it is.
     async fn note(&mut self, ended: Ended) -> Option<Cause> {
-        let Ended { node, result, ran } = ended;
+        let Ended { node, result, ran, paid } = ended;
         self.running.remove(&node);
         let workflow = Arc::clone(&self.workflow);
         let name = workflow.graph().name(node);
-        self.cost.add(result.metrics.as_ref());
-        self.ctx.ledger.spend.paid.add(result.metrics.as_ref());
+        self.pay(paid.as_ref());
         let result = self.conclude(node, result);
         trace::recorded(&workflow.node(node).kind, &result.result);
         self.tell_end(name, &result).await;
@@ -436,6 +499,12 @@ impl Run {
             Some(Due::Nodes | Due::Before) => Some(Cause::Nodes),
             None => (workflow.node(node).effect == Effect::External).then_some(Cause::Nodes),
         }
+    }
+
+    /// Counts what a node cost.
+    fn pay(&mut self, cost: Option<&NodeMetrics>) {
+        self.cost.add(cost);
+        self.ctx.ledger.spend.paid.add(cost);
     }
 
     /// Puts a result into the state, with what its node wrote. A write that does not fit fails the node. Returns the
@@ -520,7 +589,8 @@ impl Run {
         let record = self.ctx.get_node_result(&id).cloned().unwrap_or_default();
         let into = self.workflow.node(node).into.as_deref();
         let result = decided(record, into, Decision { approved, with }, self.engine.clock.now());
-        let _due_anyway = self.note(Ended { node, result, ran: Duration::ZERO }).await;
+        let paid = result.metrics.clone();
+        let _due_anyway = self.note(Ended { node, result, ran: Duration::ZERO, paid }).await;
         self.undone_to = Some(self.head);
         self.save(Cause::Approve { node: name.to_owned(), approved }, extra).await
     }
@@ -530,19 +600,27 @@ impl Run {
         stop.kind = stop.kind.max(kind);
         stop.operation = operation.or(stop.operation.take());
         stop.answers.extend(answer);
-        // The start of a wait is durable: it goes on where it was.
+        self.end_waits();
+    }
+
+    /// Ends what only waits: the start of a wait is durable, and goes on where it was.
+    fn end_waits(&mut self) {
         for (node, task) in &self.running {
             if matches!(self.workflow.node(*node).kind, NodeKind::Wait(_)) {
                 task.abort();
             }
         }
+        // So is the time of the next attempt, with what is saved at the end.
+        self.rests.abort_all();
     }
 
     fn is_unsaved(&self) -> bool {
-        !self.unsaved.nodes.is_empty() || !self.unsaved.writers.is_empty() || self.unsaved.waiting.is_some()
+        let Unsaved { nodes, waiting, resting, writers } = &self.unsaved;
+        !nodes.is_empty() || !writers.is_empty() || waiting.is_some() || resting.is_some()
     }
 
     async fn finish(&mut self) -> Result<Outcome, EngineError> {
+        let until = self.waits_until();
         self.tasks.abort_all();
         let (state, cause) = match (self.stop.as_ref().map(|stop| stop.kind), self.failures.first()) {
             (Some(StopKind::Cancel), _) => (ExecutionState::Cancelled, Cause::Cancel),
@@ -555,15 +633,23 @@ impl Run {
             (_, Some((node, why))) => {
                 (ExecutionState::Failed(format!("node `{node}` failed: {why}")), Cause::Finish)
             }
+            // Others go on with it, or it goes on by itself: it is as before.
+            (None, None) if self.hand_over.is_some() || until.is_some() => {
+                (ExecutionState::Running, self.cause_of_unsaved())
+            }
             (Some(StopKind::Pause | StopKind::Interrupt) | None, None) => {
                 (ExecutionState::Paused, Cause::Pause)
             }
         };
-        if state != ExecutionState::Paused {
-            self.ctx.end(self.engine.clock.now());
+        match &state {
+            ExecutionState::Running | ExecutionState::Paused => {}
+            ExecutionState::Completed | ExecutionState::Failed(_) | ExecutionState::Cancelled => {
+                self.ctx.end(self.engine.clock.now());
+            }
         }
         self.ctx.state = state;
         let stop = self.stop.take();
+        self.was_stopped = stop.is_some();
         let (operation, answers) = stop.map_or((None, Vec::new()), |stop| (stop.operation, stop.answers));
         if self.ctx.state != self.saved.state || self.is_unsaved() {
             self.save(cause, Extra { label: None, operation, answers }).await?;
@@ -578,6 +664,7 @@ impl Run {
             nodes_spared: self.nodes_spared,
             spend: self.ctx.ledger.spend,
             cost_usd: self.cost.usd(),
+            until: until.filter(|_| self.ctx.state == ExecutionState::Running),
             waiting: std::mem::take(&mut self.waiting),
             failures: std::mem::take(&mut self.failures),
             uncompensated: self.uncompensated.take(),

@@ -162,6 +162,7 @@ impl<'o> Log<'o> {
                 | Cause::Before { .. }
                 | Cause::LongNode { .. }
                 | Cause::Started { .. }
+                | Cause::Retry { .. }
                 | Cause::Manual
                 | Cause::Save
                 | Cause::Pause

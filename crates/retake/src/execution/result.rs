@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::cost::finite_sum;
 use crate::clock::{self, Clock};
 
 /// What became of a node.
@@ -39,7 +40,7 @@ pub struct NodeExecutionResult {
     pub completed_at: Option<DateTime<Utc>>,
     /// What became of it.
     pub result: ExecutionResult,
-    /// Attempts after the first.
+    /// Attempts after the first, the one that is due included.
     #[serde(default)]
     pub retry_count: u32,
     /// Time, tokens and money.
@@ -63,6 +64,10 @@ pub struct NodeExecutionResult {
     /// The turn in which its result was recorded and its writes were applied.
     #[serde(default)]
     pub ended: u64,
+    /// Until when it rests: until its wait ends, or the attempt after one that failed is due. It is not in flight as long
+    /// as this is said. `None` for a node that has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_at: Option<DateTime<Utc>>,
 }
 
 /// One change of a variable that a node made.
@@ -158,7 +163,49 @@ pub struct TokenUsage {
     pub cached_tokens: Option<u32>,
 }
 
+impl NodeMetrics {
+    /// Returns what this and a later attempt at the same node cost together. One unknown price makes the sum unknown.
+    pub fn followed_by(self, later: Self) -> Self {
+        let cost_usd = match (&self.token_usage, &later.token_usage) {
+            (None, _) => later.cost_usd.or(self.cost_usd),
+            (Some(_), None) => self.cost_usd,
+            (Some(_), Some(_)) => {
+                self.cost_usd.zip(later.cost_usd).map(|(one, other)| finite_sum(one, other))
+            }
+        };
+        let token_usage = match (self.token_usage, later.token_usage) {
+            (Some(one), Some(other)) => Some(one.plus(other)),
+            (one, other) => one.or(other),
+        };
+        let mut custom = self.custom;
+        custom.extend(later.custom);
+        Self {
+            duration_ms: later.duration_ms.or(self.duration_ms),
+            token_usage,
+            cost_usd,
+            api_calls: self.api_calls.saturating_add(later.api_calls),
+            bytes_transferred: self.bytes_transferred.saturating_add(later.bytes_transferred),
+            memory_bytes: self.memory_bytes.max(later.memory_bytes),
+            custom,
+        }
+    }
+}
+
 impl TokenUsage {
+    /// Returns both together, or `u32::MAX` where the sum is larger.
+    pub fn plus(self, other: Self) -> Self {
+        let cached_tokens = match (self.cached_tokens, other.cached_tokens) {
+            (None, None) => None,
+            (one, other) => Some(one.unwrap_or(0).saturating_add(other.unwrap_or(0))),
+        };
+        Self {
+            input_tokens: self.input_tokens.saturating_add(other.input_tokens),
+            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
+            total_tokens: self.total_tokens.saturating_add(other.total_tokens),
+            cached_tokens,
+        }
+    }
+
     /// Returns a usage whose total is the sum (or `u32::MAX`, where the sum is larger).
     pub fn new(input_tokens: u32, output_tokens: u32) -> Self {
         let total_tokens = input_tokens.saturating_add(output_tokens);
@@ -186,6 +233,7 @@ impl NodeExecutionResult {
             writes: Vec::new(),
             began: 0,
             ended: 0,
+            due_at: None,
         }
     }
 
@@ -199,6 +247,7 @@ impl NodeExecutionResult {
         let elapsed_ms = u64::try_from((completed_at - self.started_at).num_milliseconds()).unwrap_or(0);
         self.metrics.get_or_insert_default().duration_ms = Some(elapsed_ms);
         self.completed_at = Some(completed_at);
+        self.due_at = None;
         self.result = result;
         self
     }
@@ -255,6 +304,23 @@ mod tests {
         let node = NodeExecutionResult::started(start)
             .completed(ExecutionResult::Skipped, DateTime::from_timestamp(900, 0).unwrap());
         assert_eq!(node.metrics.unwrap().duration_ms, Some(0));
+    }
+
+    #[test]
+    fn attempts_add_up_and_one_unknown_price_makes_the_sum_unknown() {
+        let bought = |cost_usd| NodeMetrics {
+            cost_usd,
+            token_usage: Some(TokenUsage::new(3, 4)),
+            api_calls: 1,
+            ..NodeMetrics::default()
+        };
+        let nothing = NodeMetrics { api_calls: 1, ..NodeMetrics::default() };
+        let both = bought(Some(0.25)).followed_by(bought(Some(0.5)));
+        assert_eq!((both.cost_usd, both.api_calls), (Some(0.75), 2));
+        assert_eq!(both.token_usage.map(|usage| usage.total_tokens), Some(14));
+        assert_eq!(bought(Some(0.25)).followed_by(bought(None)).cost_usd, None);
+        assert_eq!(bought(Some(0.25)).followed_by(nothing.clone()).cost_usd, Some(0.25));
+        assert_eq!(nothing.followed_by(bought(Some(0.25))).cost_usd, Some(0.25));
     }
 
     #[test]

@@ -151,6 +151,11 @@ pub enum Cause {
         /// Its name.
         node: String,
     },
+    /// An attempt at a node failed, and the next is due later.
+    Retry {
+        /// Its name.
+        node: String,
+    },
     /// Somebody asked for it.
     Manual,
     /// A `CheckpointStorage` saved it.
@@ -221,6 +226,7 @@ impl Cause {
             Self::Before { .. } => "before",
             Self::LongNode { .. } => "long_node",
             Self::Started { .. } => "started",
+            Self::Retry { .. } => "retry",
             Self::Manual => "manual",
             Self::Save => "save",
             Self::Pause => "pause",

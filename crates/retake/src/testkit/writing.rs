@@ -124,6 +124,7 @@ async fn every_cause_and_state_comes_back(trial: Trial) {
         Cause::Before { node: node() },
         Cause::LongNode { node: node() },
         Cause::Started { node: node() },
+        Cause::Retry { node: node() },
         Cause::Manual,
         Cause::Save,
         Cause::Pause,

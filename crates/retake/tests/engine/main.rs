@@ -9,8 +9,10 @@ mod going_back;
 mod keeping_secrets;
 mod losing;
 mod people;
+mod retrying;
 mod running;
 mod spending;
+mod working;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

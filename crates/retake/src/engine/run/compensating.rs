@@ -9,8 +9,9 @@ use super::{Action, Run};
 use crate::engine::attempt::{self, Ended, Start};
 use crate::engine::context::{Notes, Task};
 use crate::engine::event::Event;
+use crate::engine::trace::NodeSpan;
 use crate::engine::{Engine, EngineError, compensation, standing};
-use crate::execution::{Compensation, CompensationStage, ExecutionContext, ExecutionResult};
+use crate::execution::{Compensation, CompensationStage, ExecutionContext, ExecutionResult, NodeMetrics};
 use crate::store::{Cause, ExecutionRecord, StoreError, StoreExt};
 use crate::workflow::Workflow;
 
@@ -70,7 +71,7 @@ impl Run {
     pub(super) async fn compensate(&mut self) -> Result<bool, EngineError> {
         let due = compensation::due(&self.ctx).next();
         let Some((turn, compensation)) = due.map(|(turn, due)| (turn, due.clone())) else { return Ok(false) };
-        if self.compensating.is_some() || self.stop.is_some() || self.uncompensated.is_some() {
+        if self.compensating.is_some() || self.is_ending() || self.uncompensated.is_some() {
             return Ok(true);
         }
         self.held.confirm().await?;
@@ -96,7 +97,19 @@ impl Run {
         let handler = self.engine.registry.find(task.kind()).cloned();
         let started_at = self.engine.clock.now();
         let clock = Arc::clone(&self.engine.clock);
-        self.tasks.spawn(attempt::run(Start { task, handler, started_at, notes: Notes::default() }, clock));
+        let start = Start {
+            span: NodeSpan::new(&task),
+            task,
+            handler,
+            started_at,
+            notes: Notes::default(),
+            attempt: 1,
+            earlier: NodeMetrics::default(),
+            began: clock.elapsed(),
+            until: None,
+            has_rested: false,
+        };
+        self.tasks.spawn(attempt::run(start, clock));
         self.compensating = Some(turn);
         Ok(true)
     }
@@ -105,9 +118,8 @@ impl Run {
     pub(super) async fn compensated(&mut self, turn: u64, ended: Ended) -> Result<(), EngineError> {
         let Some(compensation) = self.ctx.ledger.compensations.get(&turn) else { return Ok(()) };
         let node = compensation.node.clone();
-        let Ended { result, ran, .. } = ended;
-        self.cost.add(result.metrics.as_ref());
-        self.ctx.ledger.spend.paid.add(result.metrics.as_ref());
+        let Ended { result, ran, paid, .. } = ended;
+        self.pay(paid.as_ref());
         let error = match &result.result {
             ExecutionResult::Failure(why) => Some(why.clone()),
             ExecutionResult::Success(_) | ExecutionResult::Pending | ExecutionResult::Skipped => None,

@@ -1,0 +1,381 @@
+//! A worker: claims executions from a queue, advances several at the same time, and hands them over when it ends.
+
+mod advancing;
+mod event;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use uuid::Uuid;
+
+pub use self::event::WorkerEvent;
+
+use self::advancing::Bench;
+use super::control::HandOver;
+use super::{Engine, EngineError};
+use crate::store::{Claim, Queue, StoreError, WorkerReport};
+
+/// How many executions a worker advances at the same time, where nobody says otherwise.
+pub const CONCURRENCY_DEFAULT: usize = 8;
+
+/// How long a worker that is to end lets nodes finish, where nobody says otherwise.
+pub const GRACE_DEFAULT: Duration = Duration::from_secs(20);
+
+/// How often a worker says that it lives.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a worker waits for word of something to do before it looks by itself.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// The same for one that ends when there is nothing left: what others do gives no word.
+const LOOK_EVERY_TO_END: Duration = Duration::from_millis(500);
+
+/// The wait after the store has failed once; it doubles each time.
+const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest wait after the store has failed.
+const BACK_OFF_MAX: Duration = Duration::from_secs(10);
+
+/// How long executions may take to be given back once their nodes were ended; after that their leases run out.
+const HAND_OVER_WAIT: Duration = Duration::from_secs(5);
+
+/// How many events may wait for a slow watcher; then the worker waits for it.
+const EVENTS_WAITING_MAX: usize = 4_096;
+
+/// When a worker ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WorkerUntil {
+    /// When it is told.
+    #[default]
+    Told,
+    /// When nothing that it could ever claim is left in its queues: nothing due, delayed or claimed. What waits for
+    /// somebody, and what is stuck, does not count.
+    Empty,
+}
+
+/// How a worker works.
+#[derive(Debug, Clone)]
+pub struct WorkerOptions {
+    /// Who it is, for people: machine and process.
+    pub name: String,
+    /// The queues that it serves. Empty for all.
+    pub queues: Vec<String>,
+    /// How many executions it advances at the same time; at least one.
+    pub concurrency: usize,
+    /// How long it lets nodes finish when it is to end.
+    pub grace: Duration,
+    /// When it ends.
+    pub until: WorkerUntil,
+}
+
+impl Default for WorkerOptions {
+    fn default() -> Self {
+        Self {
+            name: format!("process {}", std::process::id()),
+            queues: Vec::new(),
+            concurrency: CONCURRENCY_DEFAULT,
+            grace: GRACE_DEFAULT,
+            until: WorkerUntil::Told,
+        }
+    }
+}
+
+/// Advances executions for others, until it is told to end.
+///
+/// ```
+/// use std::sync::Arc;
+/// use retake::engine::{Engine, NodeContext, NodeError, Registry, Start, Worker, WorkerOptions, WorkerUntil};
+/// use retake::store::{MemoryStore, Ticket};
+/// use retake::workflow::{Node, Workflow};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = Registry::new().with("greet", async |_: NodeContext| Ok::<_, NodeError>("hello"));
+/// let engine = Engine::on_queue(Arc::new(MemoryStore::new())).with_registry(registry);
+/// let workflow = Arc::new(Workflow::builder("greeting").node("greet", Node::call("greet")).build()?);
+/// engine.submit(workflow, Start::default(), Ticket::default(), None).await?;
+///
+/// let options = WorkerOptions { until: WorkerUntil::Empty, ..WorkerOptions::default() };
+/// let worked = Worker::new(engine, options)?.work().await?;
+/// assert_eq!(worked.ended, 1);
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Worker {
+    engine: Engine,
+    queue: Arc<dyn Queue>,
+    options: WorkerOptions,
+    id: Uuid,
+    orders: (mpsc::UnboundedSender<HandOver>, mpsc::UnboundedReceiver<HandOver>),
+    events: Option<mpsc::Sender<WorkerEvent>>,
+}
+
+/// Tells a worker to end. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct WorkerHandle(mpsc::UnboundedSender<HandOver>);
+
+impl WorkerHandle {
+    /// Lets the nodes that run finish, for as long as the worker's grace lasts, saves, and lets others go on.
+    pub fn drain(&self) {
+        // One that has ended needs no telling.
+        let _ended = self.0.send(HandOver::Finish);
+    }
+
+    /// Ends the nodes that run, saves what others gave, and lets other workers go on; those nodes run again there.
+    pub fn stop(&self) {
+        let _ended = self.0.send(HandOver::Now);
+    }
+}
+
+/// What a worker did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Worked {
+    /// Executions that ended: completed, failed, or stopped by somebody.
+    pub ended: u64,
+}
+
+impl Worker {
+    /// Returns a worker on an engine's store.
+    ///
+    /// # Errors
+    /// [`EngineError::NoQueue`].
+    pub fn new(engine: Engine, options: WorkerOptions) -> Result<Self, EngineError> {
+        let queue = Arc::clone(engine.queue()?);
+        let id = engine.clock.new_id();
+        let options = WorkerOptions { concurrency: options.concurrency.max(1), ..options };
+        Ok(Self { engine, queue, options, id, orders: mpsc::unbounded_channel(), events: None })
+    }
+
+    /// Returns the worker's id.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// Returns a handle to end the worker with.
+    pub fn handle(&self) -> WorkerHandle {
+        WorkerHandle(self.orders.0.clone())
+    }
+
+    /// Returns where the worker's events come out. A watcher that is slow slows the worker down.
+    pub fn watch(&mut self) -> mpsc::Receiver<WorkerEvent> {
+        let (events, receiver) = mpsc::channel(EVENTS_WAITING_MAX);
+        self.events = Some(events);
+        receiver
+    }
+
+    /// Works until it is told to end, or nothing is left, as its options say.
+    ///
+    /// A store that fails does not end it: it tries again, less and less often. Dropping the future ends the nodes that
+    /// run; their executions stand at their last checkpoints, and go to others when their leases run out.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`] with what no other try can change, such as a store of a newer format. What it had claimed was
+    /// handed over then, as far as possible.
+    pub async fn work(self) -> Result<Worked, EngineError> {
+        let Self { engine, queue, options, id, orders, events } = self;
+        let claim = Claim {
+            worker: id,
+            queues: options.queues.clone(),
+            able: engine.registry.able(),
+            most: 0,
+            ttl: engine.lease_ttl,
+        };
+        let (ending, ended) = watch::channel(None);
+        let bench = Arc::new(Bench { engine, queue: Arc::clone(&queue), events, ended });
+        let shift = Shift {
+            queue,
+            options,
+            claim,
+            bench,
+            ending,
+            tasks: JoinSet::new(),
+            trouble: None,
+            deadline: None,
+            fatal: None,
+            worked: Worked::default(),
+        };
+        shift.work(orders.1).await
+    }
+}
+
+/// A worker at work.
+struct Shift {
+    queue: Arc<dyn Queue>,
+    options: WorkerOptions,
+    claim: Claim,
+    bench: Arc<Bench>,
+    /// Tells the executions that are advanced to end.
+    ending: watch::Sender<Option<HandOver>>,
+    tasks: JoinSet<u64>,
+    /// How long to wait before the store is asked again, where it has failed.
+    trouble: Option<Duration>,
+    /// When it goes over to the next way of ending.
+    deadline: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+    fatal: Option<StoreError>,
+    worked: Worked,
+}
+
+impl Shift {
+    async fn work(mut self, mut orders: mpsc::UnboundedReceiver<HandOver>) -> Result<Worked, EngineError> {
+        self.bench
+            .tell(|| WorkerEvent::Ready {
+                worker: self.claim.worker,
+                name: self.options.name.clone(),
+                queues: self.options.queues.clone(),
+                concurrency: self.options.concurrency,
+            })
+            .await;
+        let mut report = tokio::time::interval(REPORT_EVERY);
+        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let found = self.take_more().await;
+            if self.tasks.is_empty() && (self.is_ending() || (found == Some(0) && self.is_done().await)) {
+                break;
+            }
+            let waits = self.is_taking() && self.trouble.is_none();
+            let at_most = match self.options.until {
+                WorkerUntil::Told => LOOK_EVERY,
+                WorkerUntil::Empty => LOOK_EVERY_TO_END,
+            };
+            tokio::select! {
+                biased;
+                Some(order) = orders.recv() => self.end(order).await,
+                Some(()) = at(&mut self.deadline) => {
+                    self.deadline = None;
+                    let is_over = *self.ending.borrow() == Some(HandOver::Now);
+                    if is_over { self.tasks.shutdown().await } else { self.end(HandOver::Now).await }
+                }
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(ended) => self.worked.ended += ended,
+                    // Its lease was given back with it; it is claimed again, and counted as one that ends workers.
+                    Err(error) => tracing::error!(%error, "an execution could not be advanced"),
+                },
+                _ = report.tick() => {
+                    let report = self.report();
+                    let reported = self.queue.report(&report).await;
+                    self.heed(reported).await;
+                }
+                waited = self.queue.wait_for_work(&self.claim, at_most), if waits => {
+                    self.heed(waited).await;
+                }
+                () = tokio::time::sleep(self.trouble.unwrap_or(Duration::MAX)), if self.trouble.is_some() => {}
+            }
+        }
+        if let Err(error) = self.queue.retire(self.claim.worker).await {
+            tracing::warn!(%error, "the worker could not be retired");
+        }
+        match self.fatal {
+            Some(error) => Err(error.into()),
+            None => Ok(self.worked),
+        }
+    }
+
+    fn is_ending(&self) -> bool {
+        self.ending.borrow().is_some()
+    }
+
+    /// Tells whether it takes on more.
+    fn is_taking(&self) -> bool {
+        !self.is_ending() && self.tasks.len() < self.options.concurrency
+    }
+
+    /// Claims as much as there are places for. Returns how much, or `None` where it did not look.
+    async fn take_more(&mut self) -> Option<usize> {
+        if !self.is_taking() {
+            return None;
+        }
+        self.claim.most = self.options.concurrency - self.tasks.len();
+        let claimed = self.queue.claim(&self.claim).await;
+        let found = claimed.as_ref().map(Vec::len).ok();
+        for claimed in self.heed(claimed).await.unwrap_or_default() {
+            self.tasks.spawn(Arc::clone(&self.bench).advance(claimed));
+        }
+        found
+    }
+
+    /// Tells whether a worker that ends when nothing is left has nothing left.
+    async fn is_done(&mut self) -> bool {
+        if self.options.until == WorkerUntil::Told {
+            return false;
+        }
+        let depths = self.queue.depths().await;
+        let Some(depths) = self.heed(depths).await else { return false };
+        let serves = |queue: &String| self.options.queues.is_empty() || self.options.queues.contains(queue);
+        let mut served = depths.iter().filter(|depth| serves(&depth.queue));
+        served.all(|depth| depth.due + depth.delayed + depth.claimed == 0)
+    }
+
+    /// Goes over to a way of ending, unless it ends in a stronger one already.
+    async fn end(&mut self, order: HandOver) {
+        let before = *self.ending.borrow();
+        if before >= Some(order) {
+            return;
+        }
+        let limit = match order {
+            HandOver::Finish => self.options.grace,
+            HandOver::Now => HAND_OVER_WAIT,
+        };
+        self.deadline = Some(Box::pin(tokio::time::sleep(limit)));
+        self.ending.send_replace(Some(order));
+        let running = self.tasks.len();
+        if before.is_none() {
+            self.bench.tell(|| WorkerEvent::Draining { running }).await;
+        }
+    }
+
+    /// Takes note of how the store does, and says so once each time that changes.
+    async fn heed<T>(&mut self, done: Result<T, StoreError>) -> Option<T> {
+        match done {
+            Ok(done) => {
+                if self.trouble.take().is_some() {
+                    self.bench.tell(|| WorkerEvent::StoreBack).await;
+                }
+                Some(done)
+            }
+            Err(error) if error.is_retryable() => {
+                let before = self.trouble;
+                self.trouble = Some(before.map_or(BACK_OFF_FIRST, |before| (before * 2).min(BACK_OFF_MAX)));
+                if before.is_none() {
+                    self.bench.tell(|| WorkerEvent::StoreLost { why: chain(&error) }).await;
+                }
+                None
+            }
+            Err(error) => {
+                self.fatal.get_or_insert(error);
+                self.end(HandOver::Finish).await;
+                None
+            }
+        }
+    }
+
+    fn report(&self) -> WorkerReport {
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        WorkerReport {
+            id: self.claim.worker,
+            name: self.options.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            queues: self.options.queues.clone(),
+            concurrency: count(self.options.concurrency),
+            running: count(self.tasks.len()),
+        }
+    }
+}
+
+/// Waits for a moment, if there is one.
+async fn at(moment: &mut Option<std::pin::Pin<Box<tokio::time::Sleep>>>) -> Option<()> {
+    match moment {
+        Some(moment) => {
+            moment.await;
+            Some(())
+        }
+        None => None,
+    }
+}
+
+/// Returns an error with what caused it, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

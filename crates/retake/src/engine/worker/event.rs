@@ -1,0 +1,113 @@
+//! What a worker tells whoever watches it.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::execution::ExecutionId;
+use crate::store::Seq;
+
+/// One thing that happened to a worker.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum WorkerEvent {
+    /// It takes on work.
+    Ready {
+        /// Its id.
+        worker: Uuid,
+        /// Who it is.
+        name: String,
+        /// The queues that it serves. Empty for all.
+        queues: Vec<String>,
+        /// How many executions it advances at the same time.
+        concurrency: usize,
+    },
+    /// It has begun to advance an execution.
+    Taken {
+        /// The execution.
+        execution: ExecutionId,
+        /// Its readable name.
+        name: String,
+        /// The queue that it was in.
+        queue: String,
+        /// The newest point.
+        head: Seq,
+        /// Which try this is since the last that came to an end: from 2 where workers died of it.
+        claims: u32,
+    },
+    /// An execution has ended, or somebody stopped it.
+    Finished {
+        /// The execution.
+        execution: ExecutionId,
+        /// Its readable name.
+        name: String,
+        /// How it stands: `completed`, `failed`, `cancelled` or `paused`.
+        status: &'static str,
+        /// The newest point.
+        head: Seq,
+        /// Nodes that ran to an end this time.
+        nodes_run: usize,
+        /// Nodes whose results were there already.
+        nodes_reused: usize,
+        /// US dollars spent this time, as a decimal; `None` where not known or where nothing was bought.
+        cost_usd: Option<String>,
+        /// Why it failed.
+        error: Option<String>,
+    },
+    /// Nothing is left but waiting: the execution was given back until then.
+    Parked {
+        /// The execution.
+        execution: ExecutionId,
+        /// Its readable name.
+        name: String,
+        /// The newest point.
+        head: Seq,
+        /// Until when.
+        until: DateTime<Utc>,
+    },
+    /// The execution waits for somebody.
+    Held {
+        /// The execution.
+        execution: ExecutionId,
+        /// Its readable name.
+        name: String,
+        /// What for.
+        why: String,
+    },
+    /// The execution was given back for others to go on with at once.
+    HandedOver {
+        /// The execution.
+        execution: ExecutionId,
+        /// Its readable name.
+        name: String,
+        /// The newest point.
+        head: Seq,
+    },
+    /// The execution was left to others, as this worker cannot advance it.
+    Left {
+        /// The execution.
+        execution: ExecutionId,
+        /// Why.
+        why: String,
+    },
+    /// The execution could not be advanced further; where it stands, it can be gone on with.
+    Lost {
+        /// The execution.
+        execution: ExecutionId,
+        /// Why.
+        why: String,
+    },
+    /// The store does not answer. It is asked again until it does.
+    StoreLost {
+        /// What it said.
+        why: String,
+    },
+    /// The store answers again.
+    StoreBack,
+    /// It takes on nothing more, and is about to end.
+    Draining {
+        /// How many executions it still advances.
+        running: usize,
+    },
+}
