@@ -112,6 +112,8 @@ every_test!(memory_store, Memory::new);
 every_test!(sqlite_store, Sqlite::new);
 #[cfg(feature = "sqlite")]
 every_test!(encrypted_sqlite_store, Sqlite::encrypted);
+#[cfg(feature = "postgres")]
+every_test!(postgres_store, testkit::postgres::PostgresSchema::new);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_store_keeps_the_contract_of_queues() {

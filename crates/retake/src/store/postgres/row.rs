@@ -614,7 +614,7 @@ fn shown_id(row: &Row, column: usize) -> String {
     row.try_get::<_, Uuid>(column).map_or_else(|_| "?".to_owned(), |id| id.to_string())
 }
 
-fn link(row: &Row, column: usize) -> Result<Link, Damage> {
+pub(super) fn link(row: &Row, column: usize) -> Result<Link, Damage> {
     get::<&[u8]>(row, column)?.try_into().map_err(|_| "its link is not 32 bytes long".to_owned())
 }
 
