@@ -135,3 +135,9 @@ fn run_histories<H: Harness>(empty: impl Fn() -> H) {
 fn the_storage_in_memory_is_a_checkpoint_storage() {
     testkit::checkpoint_storage(&InMemoryCheckpointStorage::new());
 }
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_store_keeps_the_contract_of_queues() {
+    testkit::run_queue_contract(testkit::postgres::PostgresSchema::new).await;
+}

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::history::delta_between;
 use super::{
-    Cause, CheckpointRecord, Commit, Conflict, Delta, ExecutionFilter, ExecutionRecord, History, HistoryPage,
+    CheckpointRecord, Commit, Conflict, Delta, ExecutionFilter, ExecutionRecord, History, HistoryPage,
     HistoryPoint, Image, KeptWorkflow, Key, Lease, NewCheckpoint, NewExecution, NewOperation, NewWorkflow,
     Note, Op, OperationRecord, Report, Request, Seq, Store, StoreError,
 };
@@ -161,7 +161,7 @@ impl Store for MemoryStore {
         }
         kept.by_checkpoint.insert(checkpoint.id, (execution_id, point.record.seq));
         let record = kept.require_mut(execution_id)?.push(point, checkpoint);
-        if matches!(record.cause, Cause::Approve { .. } | Cause::Cancel) {
+        if record.cause.is_decision() {
             kept.desk.call(execution_id, self.clock.elapsed());
             self.ring(&mut kept);
         }

@@ -23,6 +23,7 @@ mod password;
 mod pool;
 mod prune;
 mod query;
+mod queue;
 mod row;
 mod schema;
 #[cfg(test)]
@@ -45,6 +46,7 @@ use self::keeper::Keeper;
 use self::keys::Keys;
 use self::known::Cache;
 use self::migration::Missing;
+use self::queue::Bell;
 use super::{
     CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, History, HistoryPage, Image, Lease,
     NewCheckpoint, NewExecution, Note, OperationRecord, Report, Request, Seq, Stats, Store, StoreError,
@@ -115,6 +117,7 @@ struct Shared {
     batcher: Arc<Batcher>,
     looks: Arc<Looks>,
     keeper: Keeper,
+    bell: Bell,
 }
 
 impl Shared {
@@ -125,6 +128,7 @@ impl Shared {
             keys: Keys::new(),
             cache: Cache::default(),
             batcher: Arc::new(Batcher::new(db.clone())),
+            bell: Bell::default(),
             looks: Arc::new(Looks::new(db.clone())),
             keeper: Keeper::default(),
             db,

@@ -136,8 +136,8 @@ pub enum Limit {
         /// How many.
         most: u32,
     },
-    /// At most so many executions of a workflow are claimed in a period before anybody ever held their lease: a bucket that
-    /// is full at first, holds so many, and fills at that rate. With 0 none begins.
+    /// At most so many executions of a workflow are claimed in a period whose lease nobody had ever held when they were
+    /// enqueued: a bucket that is full at first, holds so many, and fills at that rate. With 0 none begins.
     Starts {
         /// The workflow's name.
         workflow: String,

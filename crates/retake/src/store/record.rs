@@ -217,6 +217,11 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Tells whether a worker is to look at the execution again: somebody has decided what it waits for.
+    pub(super) fn is_decision(&self) -> bool {
+        matches!(self, Self::Approve { .. } | Self::Cancel)
+    }
+
     /// Returns the `kind` that the JSON form carries.
     pub fn kind(&self) -> &'static str {
         match self {

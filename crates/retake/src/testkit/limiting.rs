@@ -193,7 +193,7 @@ async fn limits_are_listed(trial: Trial) {
         queue.set_limit(limit).await.expect("a limit");
     }
     let expected = [running("Z", 0), running("b", u32::MAX), starts(4, SECOND * 60), odd];
-    assert_eq!(trial.queue().await.limits().await.expect("limits"), expected);
+    assert_eq!(trial.another_queue().await.limits().await.expect("limits"), expected);
 }
 
 async fn no_more_of_a_workflow_begin_in_a_period(trial: Trial) {

@@ -7,7 +7,7 @@ use tokio_postgres::{NoTls, SimpleQueryMessage};
 
 use super::Harness;
 use crate::clock::{Clock, SystemClock};
-use crate::store::{PostgresStore, Store};
+use crate::store::{PostgresStore, Queue, Store};
 
 /// The environment variable with the URL of a server for tests, as a superuser.
 pub const RETAKE_TEST_POSTGRES: &str = "RETAKE_TEST_POSTGRES";
@@ -92,6 +92,10 @@ impl Harness for PostgresSchema {
 
     async fn pass(&self, time: Duration) {
         self.pass(time).await;
+    }
+
+    async fn queue(&self) -> Option<Arc<dyn Queue>> {
+        Some(Arc::new(self.store().await))
     }
 }
 

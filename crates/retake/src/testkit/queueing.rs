@@ -105,7 +105,7 @@ pub(super) async fn assert_nothing_is_due(trial: &Trial) {
 
 /// Commits on top of the head, with a lease that somebody took who is no worker.
 async fn commit_at_rest(trial: &Trial, id: ExecutionId, cause: Cause, state: ExecutionState) {
-    let store = trial.store().await;
+    let store = trial.queue().await;
     let lease = store.lease(id, TTL).await.expect("a lease");
     let head = head(&*store, id).await;
     let mut commit = Commit { fence: Some(lease.fence), ..trial.on(id, head, set("step", "decided")) };
@@ -242,7 +242,7 @@ async fn a_submission_creates_the_execution_and_its_ticket(trial: Trial) {
     let submitted = queue.submit(new, trial.checkpoint(set("step", "1")), ticket, None).await;
     let Ok(Submitted::Created(record)) = submitted else { panic!("{submitted:?}") };
     assert_eq!((record.execution_id, record.seq), (id, 1));
-    assert_eq!(trial.store().await.require(id).await.expect("the execution").name, "a");
+    assert_eq!(trial.queue().await.require(id).await.expect("the execution").name, "a");
     let claimed = take(&trial).await;
     assert_eq!((claimed.lease.execution_id, claimed.queue.as_str()), (id, "mine"));
 }
@@ -289,7 +289,7 @@ async fn a_deduplication_key_creates_one_execution_until_that_is_deleted(trial: 
         trial.queue().await.settle(&claimed.lease, Settlement::Done).await.expect("settled");
     }
     assert_eq!(submit("b", &key).await.expect("submitted"), Submitted::Duplicate(id), "though it has ended");
-    trial.store().await.delete(id).await.expect("deleted");
+    trial.queue().await.delete(id).await.expect("deleted");
     assert!(matches!(submit("b", &key).await, Ok(Submitted::Created(_))));
 }
 
@@ -315,14 +315,14 @@ async fn of_many_submissions_with_one_key_exactly_one_creates(trial: Trial) {
     }
     assert_eq!(created.len(), 1);
     assert_eq!(duplicates, created.iter().copied().collect());
-    assert_eq!(trial.store().await.executions(&Default::default()).await.expect("a list").len(), 1);
+    assert_eq!(trial.queue().await.executions(&Default::default()).await.expect("a list").len(), 1);
     assert_eq!(ids(&trial.queue().await.claim(&claim(10)).await.expect("a claim")), created);
 }
 
 async fn a_claim_holds_the_lease(trial: Trial) {
     let id = ticketed(&trial, "a", Ticket::default()).await;
     let claimed = take(&trial).await;
-    let store = trial.store().await;
+    let store = trial.queue().await;
     assert!(store.require(id).await.expect("the execution").leased_by.is_some());
     assert_refused!(store.lease(id, TTL).await, StoreError::Conflict(Conflict::Leased { .. }));
     let commit = Commit { fence: Some(claimed.lease.fence), ..trial.on(id, 1, set("step", "2")) };
@@ -335,7 +335,7 @@ async fn a_claim_holds_the_lease(trial: Trial) {
 async fn an_execution_that_somebody_else_advances_is_left_alone(trial: Trial) {
     let (id, other) =
         (ticketed(&trial, "a", Ticket::default()).await, ticketed(&trial, "b", Ticket::default()).await);
-    let store = trial.store().await;
+    let store = trial.queue().await;
     let lease = store.lease(id, TTL).await.expect("a lease");
     let queue = trial.queue().await;
     assert_eq!(
@@ -387,11 +387,11 @@ async fn renewing_keeps_a_claim(trial: Trial) {
     for _ in 0..3 {
         trial.pass(TTL * 2 / 3).await;
         assert_nothing_is_due(&trial).await;
-        trial.store().await.renew(&claimed.lease).await.expect("renewed");
+        trial.queue().await.renew(&claimed.lease).await.expect("renewed");
         assert_nothing_is_due(&trial).await;
     }
     trial.pass(TTL + SECOND).await;
-    trial.store().await.renew(&claimed.lease).await.expect("late, but nobody else has come");
+    trial.queue().await.renew(&claimed.lease).await.expect("late, but nobody else has come");
     assert_nothing_is_due(&trial).await;
     trial.pass(TTL + SECOND).await;
     assert_eq!(take(&trial).await.lease.execution_id, id);
@@ -453,7 +453,7 @@ async fn settling_a_lost_lease_changes_nothing(trial: Trial) {
     let queue = trial.queue().await;
     let lost = take(&trial).await.lease;
     trial.pass(TTL + SECOND).await;
-    let taken = trial.store().await.lease(id, TTL).await.expect("its time is up");
+    let taken = trial.queue().await.lease(id, TTL).await.expect("its time is up");
     for settlement in [Settlement::Done, Settlement::Held, Settlement::Again { delay: LONG }] {
         let refused = queue.settle(&lost, settlement).await;
         assert_refused!(refused, StoreError::Conflict(Conflict::Fenced { .. }));
@@ -701,7 +701,7 @@ async fn workers_are_known_until_they_retire(trial: Trial) {
     }
     let busy = WorkerReport { running: 3, queues: Vec::new(), ..report(1) };
     queue.report(&busy).await.expect("reported");
-    let workers = trial.queue().await.workers().await.expect("workers");
+    let workers = trial.another_queue().await.workers().await.expect("workers");
     assert_eq!(workers.iter().map(|worker| &worker.report).collect::<Vec<_>>(), [&report(2), &busy]);
     let between = |from: DateTime<Utc>, to: DateTime<Utc>| (to - from).to_std().expect("a later time");
     assert!(between(workers[1].started_at, workers[1].seen_at) >= SECOND * 10);
@@ -722,7 +722,7 @@ async fn stale_leases_are_known_until_somebody_takes_them(trial: Trial) {
     let lease = queue.lease(other, TTL).await.expect("a lease");
     assert_eq!(queue.stale_leases().await.expect("stale leases"), []);
     trial.pass(TTL * 2).await;
-    let stale = trial.queue().await.stale_leases().await.expect("stale leases");
+    let stale = trial.another_queue().await.stale_leases().await.expect("stale leases");
     let seen: Vec<_> = stale.iter().map(|lease| (lease.execution_id, lease.name.as_str())).collect();
     assert_eq!(seen, [(one, "a"), (other, "b")]);
     assert!(stale.iter().all(|lease| !lease.owner.is_empty()), "{stale:?}");
@@ -749,7 +749,8 @@ async fn waiting_ends_when_something_is_enqueued(trial: Trial) {
     let queue = trial.queue().await;
     queue.claim(&claim(10)).await.expect("a claim");
     let time = waited(Arc::clone(&queue), LONG, async {
-        trial.queue().await.enqueue(id, Ticket::default()).await.expect("enqueued");
+        let other = trial.another_queue().await;
+        other.enqueue(id, Ticket::default()).await.expect("enqueued");
     });
     assert!(time.await < LONG / 2);
     assert_eq!(take(&trial).await.lease.execution_id, id);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::Utc;
 use serde_json::Value;
+use tokio::sync::OnceCell;
 
 use super::Harness;
 use crate::clock::{Clock, ManualClock};
@@ -21,12 +22,13 @@ pub(super) const WORKFLOW: WorkflowId = uuid::uuid!("0190a6c4-0000-7000-8000-000
 /// A store to try, and the time and ids of the case that tries it.
 pub(super) struct Trial {
     harness: Arc<dyn Harness>,
+    queue: OnceCell<Arc<dyn Queue>>,
     pub(super) clock: ManualClock,
 }
 
 impl Trial {
     pub(super) fn new(harness: Arc<dyn Harness>) -> Self {
-        Self { harness, clock: ManualClock::default() }
+        Self { harness, queue: OnceCell::new(), clock: ManualClock::default() }
     }
 
     /// Opens the store again.
@@ -39,8 +41,13 @@ impl Trial {
         Arc::clone(&self.harness)
     }
 
-    /// Opens the store again, for its queue.
+    /// Returns the store's queue, which is opened once. Others may open it beside this one.
     pub(super) async fn queue(&self) -> Arc<dyn Queue> {
+        Arc::clone(self.queue.get_or_init(|| self.another_queue()).await)
+    }
+
+    /// Opens the store again, for its queue.
+    pub(super) async fn another_queue(&self) -> Arc<dyn Queue> {
         self.harness.queue().await.expect("a harness whose store has a queue")
     }
 
@@ -70,12 +77,20 @@ impl Trial {
     pub(super) async fn begin(&self, name: &str) -> ExecutionId {
         let execution = self.execution(name);
         let id = execution.id;
-        self.store()
+        self.opened()
             .await
             .create(execution, self.checkpoint(set("step", "1")))
             .await
             .expect("a new execution");
         id
+    }
+
+    /// Returns the queue where it is open, and opens the store again otherwise.
+    async fn opened(&self) -> Arc<dyn Store> {
+        match self.queue.get() {
+            Some(queue) => Arc::clone(queue) as Arc<dyn Store>,
+            None => self.store().await,
+        }
     }
 
     /// Returns an unfenced commit on top of `head`.

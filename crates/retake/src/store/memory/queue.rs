@@ -39,6 +39,8 @@ struct Slip {
     queue: String,
     priority: i32,
     requires: BTreeSet<String>,
+    /// The workflow, until somebody has advanced the execution.
+    starts: Option<String>,
     due: Duration,
     /// Decides between those that became due at the same time.
     number: u64,
@@ -134,15 +136,17 @@ impl Desk {
         self.by_key.retain(|_, kept| *kept != id);
     }
 
-    fn put(&mut self, id: ExecutionId, ticket: Ticket, now: Duration) {
+    fn put(&mut self, execution: &Execution, ticket: Ticket, now: Duration) {
         let Ticket { queue, priority, delay, requires } = ticket;
+        let id = execution.record.id;
+        let starts = (execution.fence == 0).then(|| execution.record.workflow_name.clone());
         self.numbered += 1;
         let stand = match self.slips.remove(&id).map(|before| before.stand) {
             Some(Stand::Claimed { fence, queue, .. }) => Stand::Claimed { fence, queue, after: After::Again },
             Some(Stand::Waiting | Stand::Held | Stand::Stuck) | None => Stand::Waiting,
         };
         let due = now.saturating_add(delay.min(TIME_MAX));
-        let slip = Slip { queue, priority, requires, due, number: self.numbered, claims: 0, stand };
+        let slip = Slip { queue, priority, requires, starts, due, number: self.numbered, claims: 0, stand };
         self.slips.insert(id, slip);
     }
 
@@ -200,14 +204,15 @@ impl Execution {
     fn is_held_by(&self, fence: u64, now: Duration) -> bool {
         self.fence == fence && self.lease_left(now).is_some()
     }
-
-    /// Tells whether nobody ever advanced it.
-    fn is_fresh(&self) -> bool {
-        self.fence == 0
-    }
 }
 
 impl Kept {
+    fn put(&mut self, id: ExecutionId, ticket: Ticket, now: Duration) -> Result<(), StoreError> {
+        let Self { executions, desk, .. } = self;
+        desk.put(executions.get(&id).ok_or(StoreError::NoExecution(id))?, ticket, now);
+        Ok(())
+    }
+
     /// Ends the claims that hold their lease no more, and takes it from them. Returns whether there were any.
     fn end_claims(&mut self, now: Duration) -> bool {
         let mut ended = false;
@@ -254,10 +259,9 @@ impl Kept {
         if room.get(&queue) == Some(&0) {
             return None;
         }
-        let bucket = desk.starts.get_mut(&execution.record.workflow_name);
-        if let Some(bucket) = bucket.filter(|_| execution.is_fresh())
-            && !bucket.take(now)
-        {
+        let slip = desk.slips.get_mut(&id)?;
+        let bucket = slip.starts.as_ref().and_then(|workflow| desk.starts.get_mut(workflow));
+        if bucket.is_some_and(|bucket| !bucket.take(now)) {
             return None;
         }
         if let Some(left) = room.get_mut(&queue) {
@@ -266,7 +270,7 @@ impl Kept {
         execution.fence += 1;
         execution.leased_until = Some(now.saturating_add(ttl.min(TIME_MAX)));
         let fence = execution.fence;
-        let slip = desk.slips.get_mut(&id)?;
+        slip.starts = None;
         slip.claims += 1;
         slip.stand = Stand::Claimed { fence, queue: queue.clone(), after: After::Settlement };
         Some(Claimed { lease: Lease { execution_id: id, fence, ttl }, queue, claims: slip.claims })
@@ -278,10 +282,8 @@ impl Kept {
         let slips = self.desk.slips.iter().filter_map(|(id, slip)| {
             let execution = self.executions.get(id)?;
             match slip.stand {
-                Stand::Waiting if slip.due <= heard.at && execution.is_fresh() => {
-                    self.desk.starts.get(&execution.record.workflow_name)?.next()
-                }
-                Stand::Waiting => Some(slip.due),
+                Stand::Waiting if slip.due > heard.at => Some(slip.due),
+                Stand::Waiting => self.desk.starts.get(slip.starts.as_ref()?)?.next(),
                 Stand::Claimed { .. } => execution.leased_until,
                 Stand::Held | Stand::Stuck => None,
             }
@@ -315,7 +317,7 @@ impl Queue for MemoryStore {
         }
         let id = new.id;
         let record = kept.create(new, first)?;
-        kept.desk.put(id, ticket, self.clock.elapsed());
+        kept.put(id, ticket, self.clock.elapsed())?;
         if let Some(key) = key {
             kept.desk.by_key.insert(key, id);
         }
@@ -326,8 +328,7 @@ impl Queue for MemoryStore {
     async fn enqueue(&self, id: ExecutionId, ticket: Ticket) -> Result<(), StoreError> {
         ticket.checked()?;
         let mut kept = self.kept();
-        kept.require(id)?;
-        kept.desk.put(id, ticket, self.clock.elapsed());
+        kept.put(id, ticket, self.clock.elapsed())?;
         self.ring(&mut kept);
         Ok(())
     }

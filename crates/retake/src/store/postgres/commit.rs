@@ -108,6 +108,9 @@ pub(super) async fn commit(shared: &Arc<Shared>, commit: Commit) -> Result<Check
                 let is_heavy = after.reach.weight > after.reach.floor;
                 let delta = after.delta;
                 shared.cache.put(draft.execution_id, after);
+                if draft.checkpoint.cause.is_decision() {
+                    shared.bell.ring(&shared.db).await;
+                }
                 if is_heavy {
                     shared.keep(draft.execution_id, delta);
                 }
@@ -274,6 +277,7 @@ async fn prepare(
             .as_ref()
             .map(|workflow| Adoption::new(known.key, workflow.id, workflow.definition.clone())),
         answers: checkpoint.answers.clone(),
+        is_decision: checkpoint.cause.is_decision(),
         point,
     };
     let after = Known {

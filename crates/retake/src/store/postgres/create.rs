@@ -69,7 +69,7 @@ impl Creation {
     }
 
     /// Refuses a first checkpoint that names a point before it. What is taken comes first.
-    fn check_first(&self) -> Result<(), StoreError> {
+    pub(super) fn check_first(&self) -> Result<(), StoreError> {
         let checkpoint = &self.draft.checkpoint;
         match checkpoint.parent.or(checkpoint.base) {
             Some(seq) => Err(StoreError::NoPoint { execution: self.new.id, seq, head: 0 }),
@@ -212,7 +212,7 @@ impl Creation {
     }
 
     /// Looks whether it has been created: nobody else has the id of its first point.
-    async fn done(&self, shared: &Shared) -> Result<Option<CheckpointRecord>, StoreError> {
+    pub(super) async fn done(&self, shared: &Shared) -> Result<Option<CheckpointRecord>, StoreError> {
         let found = super::query::by_id(&mut Reader::Db(&shared.db), self.draft.checkpoint.id).await?;
         Ok(found.filter(|record| (record.execution_id, record.seq) == (self.new.id, 1)))
     }

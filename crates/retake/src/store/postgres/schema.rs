@@ -144,6 +144,68 @@ CREATE TABLE requests (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 CREATE UNIQUE INDEX requests_by_id ON requests (id);
 CREATE INDEX requests_by_execution ON requests (execution, key);
+
+-- What a worker is to advance: a row as long as there is something to do. Where it stands is what its indexes are by, so
+-- that a claim finds what is due beside any number of others. Rows change and go all the time: pages keep room, and are
+-- cleaned after a number of changes, however many rows there are.
+CREATE TABLE tickets (
+    execution       bigint NOT NULL REFERENCES executions ON DELETE CASCADE,
+    stand           text NOT NULL CHECK (stand IN ('ready', 'delayed', 'held', 'claimed', 'stuck')),
+    lane            bytea NOT NULL,
+    -- That which it is in once it has been claimed.
+    later_lane      bytea NOT NULL,
+    queue           bytea NOT NULL,
+    priority        integer NOT NULL,
+    requires        bytea[] NOT NULL,
+    -- The workflow, until somebody has advanced the execution.
+    starts          bytea,
+    -- Of a ready one since when, of a delayed one from when on, of a claimed one when its lease was to run out.
+    due             timestamptz NOT NULL,
+    -- When it is due after its claim, where it was enqueued meanwhile.
+    again           timestamptz,
+    claims          integer NOT NULL DEFAULT 0,
+    claimed_queue   bytea,
+    claimed_fence   bigint,
+    PRIMARY KEY (execution)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX tickets_ready ON tickets (lane, priority DESC, due, execution) WHERE stand = 'ready';
+CREATE INDEX tickets_timed ON tickets (due) WHERE stand IN ('delayed', 'claimed');
+CREATE INDEX tickets_claimed ON tickets (claimed_queue) WHERE stand = 'claimed';
+
+CREATE TABLE limits (
+    kind            text NOT NULL CHECK (kind IN ('running', 'starts')),
+    name            bytea NOT NULL,
+    most            bigint NOT NULL,
+    -- In microseconds.
+    period          bigint,
+    -- When the bucket is full again.
+    full_at         timestamptz NOT NULL,
+    -- Grows with every claim.
+    version         bigint NOT NULL,
+    PRIMARY KEY (kind, name)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200,
+    autovacuum_vacuum_cost_delay = 0);
+
+-- Deduplication keys, as hashes.
+CREATE TABLE submissions (
+    key             bytea NOT NULL,
+    execution       bigint NOT NULL REFERENCES executions ON DELETE CASCADE,
+    PRIMARY KEY (key)
+);
+CREATE INDEX submissions_by_execution ON submissions (execution);
+
+CREATE TABLE workers (
+    id              uuid NOT NULL,
+    name            bytea NOT NULL,
+    version         bytea NOT NULL,
+    queues          bytea[] NOT NULL,
+    concurrency     bigint NOT NULL,
+    running         bigint NOT NULL,
+    started_at      timestamptz NOT NULL,
+    seen_at         timestamptz NOT NULL,
+    PRIMARY KEY (id)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
 ";
 
 /// What takes a store from the format before to each format, in their order, from nothing on.

@@ -31,6 +31,8 @@ pub(super) struct Write {
     pub(super) operation: Option<NewOperation>,
     pub(super) workflow: Option<Adoption>,
     pub(super) answers: Vec<Uuid>,
+    /// Whether the execution's ticket is due, if it waits.
+    pub(super) is_decision: bool,
 }
 
 /// A delta as it is written.
@@ -78,7 +80,7 @@ impl Write {
     }
 
     fn is_plain(&self) -> bool {
-        self.operation.is_none() && self.workflow.is_none() && self.answers.is_empty()
+        self.operation.is_none() && self.workflow.is_none() && self.answers.is_empty() && !self.is_decision
     }
 }
 
@@ -179,6 +181,10 @@ const FULL: &str = concat!(
         DELETE FROM requests r USING unnest($47::bigint[], $48::uuid[]) AS a (execution, id)
         WHERE r.id = ANY ($48::uuid[]) AND r.id = a.id AND r.execution = a.execution
             AND a.execution IN (SELECT key FROM moved)
+    ), called AS (
+        UPDATE tickets t SET stand = 'ready', due = least(t.due, moment())
+        WHERE t.execution = ANY ($49::bigint[]) AND t.stand IN ('held', 'delayed')
+            AND t.execution IN (SELECT key FROM moved)
     ) SELECT key FROM moved"
 );
 
@@ -272,6 +278,7 @@ struct Extras<'a> {
     run_checksums: Vec<&'a [u8]>,
     answerers: Vec<i64>,
     answers: Vec<Uuid>,
+    decided: Vec<i64>,
 }
 
 impl<'a> Extras<'a> {
@@ -293,6 +300,7 @@ impl<'a> Extras<'a> {
             run_checksums: adoptions().map(|(_, adoption)| &adoption.run_checksum[..]).collect(),
             answerers: answers().map(|(key, _)| key).collect(),
             answers: answers().map(|(_, id)| id).collect(),
+            decided: writes.iter().filter(|write| write.is_decision).map(Write::key).collect(),
         }
     }
 
@@ -307,7 +315,7 @@ impl<'a> Extras<'a> {
             &self.run_checksums,
         ];
         values.extend(adoptions);
-        values.extend([&self.answerers as &(dyn ToSql + Sync), &self.answers]);
+        values.extend([&self.answerers as &(dyn ToSql + Sync), &self.answers, &self.decided]);
         values
     }
 }
