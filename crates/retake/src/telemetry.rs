@@ -1,12 +1,14 @@
 //! What can be watched: the instruments, and a store that is watched from outside.
 //!
 //! Spans and events are [`tracing`]'s, measurements go to whatever recorder the program has installed for the `metrics`
-//! crate (feature `telemetry`). Neither carries a value, a prompt, an output or the text of a node's failure: names, numbers
+//! crate, once it has called `measure` (feature `telemetry`). Neither carries a value, a prompt, an output or the text of a node's failure: names, numbers
 //! and kinds only. `docs/telemetry.md` lists all of them.
 
 mod instrument;
 mod observed;
 
+#[cfg(feature = "telemetry")]
+pub use instrument::measure;
 pub use instrument::{INSTRUMENTS, Instrument, InstrumentKind, show_depths};
 pub use observed::Observed;
 

@@ -16,7 +16,7 @@ use retake::execution::{ExecutionContext, ExecutionState, TokenUsage, WorkflowId
 use retake::store::{
     Cause, Commit, Conflict, MemoryStore, NewCheckpoint, NewExecution, QueueDepth, Store, StoreError,
 };
-use retake::telemetry::{INSTRUMENTS, Observed, show_depths};
+use retake::telemetry::{INSTRUMENTS, Observed, measure, show_depths};
 use retake::workflow::{Node, Retry, Workflow};
 use serde_json::json;
 use tracing::field::{Field, Visit};
@@ -221,6 +221,7 @@ async fn a_run_is_a_span_above_its_nodes_and_its_commits() {
     let (listener, meters) = (Listener::default(), Meters::default());
     let _listening = listener.listen();
     let _measuring = metrics::set_default_local_recorder(&meters);
+    measure();
     let engine = engine(store());
     let start = Start { name: Some("brave-otter".to_owned()), ..Start::default() };
     let outcome = engine.start(Arc::new(workflow()), start).await.unwrap().drive().await.unwrap();
@@ -267,6 +268,7 @@ async fn nothing_that_a_run_works_on_is_told() {
     let (listener, meters) = (Listener::default(), Meters::default());
     let _listening = listener.listen();
     let _measuring = metrics::set_default_local_recorder(&meters);
+    measure();
     let workflow = Workflow::builder("otters")
         .node("plan", Node::call("say").into("plan"))
         .node("fail", Node::call("fail").needs(["plan"]))
@@ -320,6 +322,7 @@ async fn a_lost_lease_is_told_and_counted_once_for_each_write_that_meets_it() {
     let (listener, meters) = (Listener::default(), Meters::default());
     let _listening = listener.listen();
     let _measuring = metrics::set_default_local_recorder(&meters);
+    measure();
     let store = store();
     let ctx = ExecutionContext::new(WorkflowId::nil());
     let new = NewExecution {
@@ -367,6 +370,7 @@ fn next() -> u64 {
 fn a_queue_that_is_gone_is_shown_as_empty() {
     let meters = Meters::default();
     let mut shown = std::collections::BTreeSet::new();
+    measure();
     let depth = QueueDepth { queue: "gpu".to_owned(), due: 3, stuck: 1, ..QueueDepth::default() };
     metrics::with_local_recorder(&meters, || show_depths(&[depth], &mut shown));
     assert_eq!(meters.sum("retake.queue.depth gpu due"), 3.0);

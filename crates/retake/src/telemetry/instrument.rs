@@ -248,11 +248,27 @@ impl<const N: usize> Drop for Raised<N> {
     }
 }
 
+/// Tells measurements to the recorder of the `metrics` crate from now on, in the whole process. Until then none is made,
+/// so that they cost nothing where nobody wants them.
+#[cfg(feature = "telemetry")]
+pub fn measure() {
+    recording::begin();
+}
+
 #[cfg(feature = "telemetry")]
 mod recording {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use metrics::{Key, Label, Level, Metadata, Recorder, with_recorder};
 
     use super::{Attribute, Instrument};
+
+    /// Whether anybody listens. The facade does not say so, and to ask it costs an allocation.
+    static IS_WANTED: AtomicBool = AtomicBool::new(false);
+
+    pub(super) fn begin() {
+        IS_WANTED.store(true, Ordering::Relaxed);
+    }
 
     static METADATA: Metadata<'static> = Metadata::new("retake", Level::INFO, Some("retake::telemetry"));
 
@@ -275,6 +291,9 @@ mod recording {
         }
 
         fn with<const N: usize>(&self, attributes: [Attribute; N], tell: impl FnOnce(&dyn Recorder, &Key)) {
+            if !IS_WANTED.load(Ordering::Relaxed) {
+                return;
+            }
             let labels: Vec<Label> =
                 attributes.into_iter().map(|(name, value)| Label::new(name, value)).collect();
             with_recorder(|recorder| tell(recorder, &Key::from_parts(self.name, labels)));
