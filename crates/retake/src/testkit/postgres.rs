@@ -129,9 +129,9 @@ async fn run(sql: &str) -> Vec<Option<String>> {
     let messages = client.simple_query(sql).await.expect("a statement of a test");
     drop(client);
     drop(connection.await);
-    let rows = messages.iter().filter_map(|message| match message {
+    let row = |message| match message {
         SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),
-        _ => None,
-    });
-    rows.collect()
+        SimpleQueryMessage::CommandComplete(_) | SimpleQueryMessage::RowDescription(_) | _ => None,
+    };
+    messages.into_iter().filter_map(row).collect()
 }
