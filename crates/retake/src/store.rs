@@ -19,6 +19,7 @@ mod delta;
 #[cfg(feature = "sqlite")]
 mod encryption;
 mod error;
+mod feed;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod hash;
 mod history;
@@ -51,6 +52,7 @@ pub use delta::{Delta, Entry, Image, Key, KeyChange, MESSAGE_PACK, Op, Piece};
 #[cfg(feature = "sqlite")]
 pub use encryption::{KeyError, MasterKey};
 pub use error::{Conflict, Source, StoreError};
+pub use feed::{FEED_PAGE_MAX, Feed, FeedPage, FeedPoint, Position, PositionError, Since};
 pub use history::{
     HISTORY_FILE_BYTES_MAX, HISTORY_FILE_VERSION, HISTORY_LINE_BYTES_MAX, History, HistoryFileError,
     HistoryPoint, KeptWorkflow,
@@ -124,6 +126,19 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     ///
     /// Costs the page, not the history and not the other executions.
     async fn history(&self, id: ExecutionId, page: HistoryPage) -> Result<Vec<CheckpointRecord>, StoreError>;
+
+    /// Returns a page of the points of all executions, or of one, in the order in which they became durable.
+    ///
+    /// Points of one execution come in the order of their numbers; imported ones come when they were imported. A reader
+    /// that goes on behind a position sees every point that became durable later, and none twice. Points that have been
+    /// pruned, and those of executions that have been deleted, are not there; their positions can be gone on from.
+    ///
+    /// Where many write at once, a point may be shown a moment after its commit has returned: when it is certain that none
+    /// will stand before it. Costs the page, not the store.
+    ///
+    /// # Errors
+    /// [`StoreError::ForeignPosition`] for a position that is not one of this store.
+    async fn feed(&self, page: FeedPage) -> Result<Feed, StoreError>;
 
     /// Returns a checkpoint's record, or `None` where there is none or it has been pruned.
     async fn checkpoint(&self, id: CheckpointId) -> Result<Option<CheckpointRecord>, StoreError>;

@@ -38,6 +38,7 @@ pub mod histories;
 pub mod postgres;
 
 mod checkpoint_storage;
+mod feed;
 mod going_back;
 mod leasing;
 mod limiting;
@@ -121,6 +122,7 @@ pub fn contract() -> Vec<Case> {
         leasing::CASES,
         removing::CASES,
         moving::CASES,
+        feed::CASES,
     ]
     .concat()
 }

@@ -378,6 +378,7 @@ impl From<StoreError> for CheckpointError {
             StoreError::NoExecution(_)
             | StoreError::NoPoint { .. }
             | StoreError::Pruned { .. }
+            | StoreError::ForeignPosition { .. }
             | StoreError::Conflict(_)
             | StoreError::NewerFormat { .. }
             | StoreError::Key { .. }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::Seq;
+use super::{Position, Seq};
 use crate::execution::{ExecutionId, Unstorable};
 
 /// A cause from below: the driver, the operating system.
@@ -36,6 +36,15 @@ pub enum StoreError {
         execution: ExecutionId,
         /// The point asked for.
         seq: Seq,
+    },
+
+    /// The position is not one of this store's feed. Begin at its start, or at what is new.
+    #[error("position {position} is not one of this store: {why}")]
+    ForeignPosition {
+        /// The position.
+        position: Position,
+        /// How it shows.
+        why: String,
     },
 
     /// Somebody else was first. Read the head again, then decide.
@@ -204,6 +213,7 @@ impl StoreError {
             Self::NoExecution(_) => "no_execution",
             Self::NoPoint { .. } => "no_point",
             Self::Pruned { .. } => "pruned",
+            Self::ForeignPosition { .. } => "foreign_position",
             Self::Conflict(Conflict::HeadMoved { .. }) => "head_moved",
             Self::Conflict(Conflict::Leased { .. }) => "leased",
             Self::Conflict(Conflict::Fenced { .. }) => "fenced",
@@ -232,6 +242,7 @@ impl StoreError {
             Self::NoExecution(_)
             | Self::NoPoint { .. }
             | Self::Pruned { .. }
+            | Self::ForeignPosition { .. }
             | Self::Conflict(_)
             | Self::Unstorable { .. }
             | Self::Corrupt { .. }

@@ -1,5 +1,6 @@
 //! The store that lives and dies with its process: for tests, simulations, and runs that need not outlive it.
 
+mod feed;
 mod queue;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,9 +13,9 @@ use uuid::Uuid;
 
 use super::history::delta_between;
 use super::{
-    CheckpointRecord, Commit, Conflict, Delta, ExecutionFilter, ExecutionRecord, History, HistoryPage,
-    HistoryPoint, Image, KeptWorkflow, Key, Lease, NewCheckpoint, NewExecution, NewOperation, NewWorkflow,
-    Note, Op, OperationRecord, Report, Request, Seq, Store, StoreError,
+    CheckpointRecord, Commit, Conflict, Delta, ExecutionFilter, ExecutionRecord, Feed, FeedPage, History,
+    HistoryPage, HistoryPoint, Image, KeptWorkflow, Key, Lease, NewCheckpoint, NewExecution, NewOperation,
+    NewWorkflow, Note, Op, OperationRecord, Report, Request, Seq, Store, StoreError,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
@@ -69,6 +70,10 @@ struct Kept {
     by_creation: BTreeSet<(DateTime<Utc>, ExecutionId)>,
     by_name: HashMap<String, ExecutionId>,
     by_checkpoint: HashMap<CheckpointId, (ExecutionId, Seq)>,
+    /// Each point in its place, in the order in which they came.
+    feed: BTreeMap<u64, (ExecutionId, Seq)>,
+    /// How many places were given. None is given twice.
+    places: u64,
     definitions: HashMap<WorkflowId, Vec<u8>>,
     desk: Desk,
 }
@@ -92,6 +97,8 @@ struct Execution {
 struct Point {
     record: CheckpointRecord,
     image: Image,
+    /// In the feed.
+    place: u64,
 }
 
 impl MemoryStore {
@@ -154,12 +161,12 @@ impl Store for MemoryStore {
         let parent = checkpoint.parent.unwrap_or(head);
         execution.point(parent)?;
         let before = execution.point(checkpoint.base.unwrap_or(parent))?.image.clone();
-        let point = kept.next_point(execution, before, Some(parent), &checkpoint)?;
+        let mut point = kept.next_point(execution, before, Some(parent), &checkpoint)?;
 
         if let Some(workflow) = &checkpoint.workflow {
             kept.keep_definition(workflow.id, workflow.definition.clone());
         }
-        kept.by_checkpoint.insert(checkpoint.id, (execution_id, point.record.seq));
+        point.place = kept.publish(checkpoint.id, execution_id, point.record.seq);
         let record = kept.require_mut(execution_id)?.push(point, checkpoint);
         if record.cause.is_decision() {
             kept.desk.call(execution_id, self.clock.elapsed());
@@ -201,6 +208,10 @@ impl Store for MemoryStore {
             .get(&id)
             .and_then(|(execution_id, seq)| kept.executions.get(execution_id)?.points.get(seq));
         Ok(point.map(|point| point.record.clone()))
+    }
+
+    async fn feed(&self, page: FeedPage) -> Result<Feed, StoreError> {
+        self.page(page)
     }
 
     async fn state(&self, id: ExecutionId, seq: Seq) -> Result<Image, StoreError> {
@@ -251,21 +262,23 @@ impl Store for MemoryStore {
 
         kept.by_creation.insert((history.execution.created_at, id));
         kept.by_name.insert(history.execution.name.clone(), id);
-        for HistoryPoint { record, .. } in &history.points {
-            kept.by_checkpoint.insert(record.id, (id, record.seq));
-        }
         let workflows = history.workflows.iter().map(|workflow| workflow.id).collect();
         for KeptWorkflow { id, definition } in history.workflows {
             kept.keep_definition(id, definition);
         }
         let point = |(HistoryPoint { record, delta, .. }, image): (HistoryPoint, Image)| {
             let (size_bytes, compressed) = (size(&delta), false);
-            (record.seq, Point { record: CheckpointRecord { size_bytes, compressed, ..record }, image })
+            let place = kept.publish(record.id, id, record.seq);
+            (
+                record.seq,
+                Point { record: CheckpointRecord { size_bytes, compressed, ..record }, image, place },
+            )
         };
+        let points = history.points.into_iter().zip(images).map(point).collect();
         let execution = Execution {
             record: ExecutionRecord { leased_by: None, ..history.execution },
             workflows,
-            points: history.points.into_iter().zip(images).map(point).collect(),
+            points,
             operations: history.operations,
             requests: Vec::new(),
             fence: 0,
@@ -278,19 +291,19 @@ impl Store for MemoryStore {
     async fn prune(&self, id: ExecutionId, keep: usize) -> Result<usize, StoreError> {
         let mut kept = self.kept();
         let Some(execution) = kept.executions.get_mut(&id) else { return Ok(0) };
-        let gone: Vec<(Seq, CheckpointId)> = execution
+        let gone: Vec<(Seq, CheckpointId, u64)> = execution
             .points
             .iter()
             .rev()
             .skip(keep.max(1))
             .filter(|(_, point)| point.record.label.is_none())
-            .map(|(seq, point)| (*seq, point.record.id))
+            .map(|(seq, point)| (*seq, point.record.id, point.place))
             .collect();
-        for (seq, _) in &gone {
+        for (seq, _, _) in &gone {
             execution.points.remove(seq);
         }
-        for (_, checkpoint_id) in &gone {
-            kept.by_checkpoint.remove(checkpoint_id);
+        for (_, checkpoint_id, place) in &gone {
+            kept.withdraw(*checkpoint_id, *place);
         }
         Ok(gone.len())
     }
@@ -304,7 +317,7 @@ impl Store for MemoryStore {
         kept.by_name.remove(&execution.record.name);
         kept.desk.forget(id);
         for point in execution.points.values() {
-            kept.by_checkpoint.remove(&point.record.id);
+            kept.withdraw(point.record.id, point.place);
         }
         Ok(execution.points.len())
     }
@@ -413,7 +426,7 @@ impl Kept {
             None => Image::default(),
         };
         let mut execution = Execution::new(&new, &first);
-        let point = self.next_point(&execution, before, None, &first)?;
+        let mut point = self.next_point(&execution, before, None, &first)?;
 
         self.keep_definition(new.workflow_id, new.definition);
         if let Some(workflow) = &first.workflow {
@@ -421,7 +434,7 @@ impl Kept {
         }
         self.by_creation.insert((execution.record.created_at, new.id));
         self.by_name.insert(new.name, new.id);
-        self.by_checkpoint.insert(first.id, (new.id, 1));
+        point.place = self.publish(first.id, new.id, 1);
         let record = execution.push(point, first);
         self.executions.insert(new.id, execution);
         Ok(record)
@@ -474,7 +487,7 @@ impl Kept {
             size_bytes: size(&checkpoint.delta),
             compressed: false,
         };
-        Ok(Point { record, image })
+        Ok(Point { record, image, place: 0 })
     }
 }
 

@@ -12,6 +12,7 @@ mod connect;
 mod create;
 mod db;
 mod fault;
+mod feed;
 mod keeper;
 mod keys;
 mod known;
@@ -48,9 +49,9 @@ use self::known::Cache;
 use self::migration::Missing;
 use self::queue::Bell;
 use super::{
-    CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, History, HistoryPage, Image, Lease,
-    NewCheckpoint, NewExecution, Note, OperationRecord, Report, Request, Seq, Stats, Store, StoreError,
-    process,
+    CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, Feed, FeedPage, History, HistoryPage, Image,
+    Lease, NewCheckpoint, NewExecution, Note, OperationRecord, Report, Request, Seq, Stats, Store,
+    StoreError, process,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
@@ -220,6 +221,10 @@ impl Store for PostgresStore {
 
     async fn history(&self, id: ExecutionId, page: HistoryPage) -> Result<Vec<CheckpointRecord>, StoreError> {
         query::history(&self.shared, id, page).await
+    }
+
+    async fn feed(&self, page: FeedPage) -> Result<Feed, StoreError> {
+        feed::feed(&self.shared, page).await
     }
 
     async fn checkpoint(&self, id: CheckpointId) -> Result<Option<CheckpointRecord>, StoreError> {

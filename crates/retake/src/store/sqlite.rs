@@ -15,6 +15,7 @@ mod chain;
 mod check;
 mod commit;
 mod db;
+mod feed;
 mod guard;
 mod keeper;
 mod lease;
@@ -54,9 +55,9 @@ use self::presence::Presence;
 use self::schema::Missing;
 use self::writer::{Aftermath, Job, Log, Outstanding, Writer};
 use super::{
-    CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, History, HistoryPage, Image, Lease,
-    MasterKey, NewCheckpoint, NewExecution, NewOperation, Note, OperationRecord, Repair, RepairMode, Report,
-    Request, Seq, Stats, Store, StoreError, body,
+    CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, Feed, FeedPage, History, HistoryPage, Image,
+    Lease, MasterKey, NewCheckpoint, NewExecution, NewOperation, Note, OperationRecord, Repair, RepairMode,
+    Report, Request, Seq, Stats, Store, StoreError, body,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
@@ -383,6 +384,10 @@ impl Store for SqliteStore {
 
     async fn history(&self, id: ExecutionId, page: HistoryPage) -> Result<Vec<CheckpointRecord>, StoreError> {
         self.read(move |db, _| query::history(db, id, page)).await
+    }
+
+    async fn feed(&self, page: FeedPage) -> Result<Feed, StoreError> {
+        self.read(move |db, _| feed::feed(db, page)).await
     }
 
     async fn checkpoint(&self, id: CheckpointId) -> Result<Option<CheckpointRecord>, StoreError> {

@@ -11,10 +11,10 @@ use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
 use crate::execution::{ExecutionId, WorkflowId};
 use crate::store::{
-    Cause, CheckpointRecord, Claim, Claimed, Commit, Conflict, ExecutionFilter, ExecutionRecord, History,
-    HistoryPage, Image, Lease, Limit, NewCheckpoint, NewExecution, Note, OperationRecord, Queue, QueueDepth,
-    Report, Request, Seq, Settlement, StaleLease, Store, StoreError, Submitted, Ticket, WorkerRecord,
-    WorkerReport,
+    Cause, CheckpointRecord, Claim, Claimed, Commit, Conflict, ExecutionFilter, ExecutionRecord, Feed,
+    FeedPage, History, HistoryPage, Image, Lease, Limit, NewCheckpoint, NewExecution, Note, OperationRecord,
+    Queue, QueueDepth, Report, Request, Seq, Settlement, StaleLease, Store, StoreError, Submitted, Ticket,
+    WorkerRecord, WorkerReport,
 };
 
 /// A store that tells of its commits, claims and lost leases, and is otherwise the store that it was made of.
@@ -154,6 +154,10 @@ impl<S: Store + ?Sized> Store for Observed<S> {
 
     async fn history(&self, id: ExecutionId, page: HistoryPage) -> Result<Vec<CheckpointRecord>, StoreError> {
         self.inner.history(id, page).await
+    }
+
+    async fn feed(&self, page: FeedPage) -> Result<Feed, StoreError> {
+        self.inner.feed(page).await
     }
 
     async fn checkpoint(&self, id: CheckpointId) -> Result<Option<CheckpointRecord>, StoreError> {

@@ -19,14 +19,15 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use serde_json::Value;
 
 use super::Harness;
+use super::feed;
 use super::trial::{WORKFLOW, history};
 use crate::clock::{Clock, ManualClock};
 use crate::execution::{
     ExecutionContext, ExecutionId, ExecutionResult, NodeExecutionResult, NodeId, WorkflowId,
 };
 use crate::store::{
-    self, Cause, Commit, Delta, MemoryStore, NewCheckpoint, NewExecution, NewWorkflow, Origin, Seq, Store,
-    StoreError, StoreExt,
+    self, Cause, Commit, Delta, FeedPage, MemoryStore, NewCheckpoint, NewExecution, NewWorkflow, Origin, Seq,
+    Since, Store, StoreError, StoreExt,
 };
 
 /// How many variables and nodes the acts choose from: few, so that they meet.
@@ -149,6 +150,7 @@ pub async fn run_history(harness: &dyn Harness, acts: &[Act]) {
     }
     play.store = harness.open().await;
     play.compare().await;
+    play.follow().await;
 }
 
 /// A store, and what should be in it.
@@ -159,6 +161,10 @@ struct Play {
     lines: Vec<Line>,
     /// The state that is to be committed.
     next: ExecutionContext,
+    /// Where whoever follows along has read to.
+    followed: Since,
+    /// What is there and has not been read yet.
+    unread: Vec<(ExecutionId, Seq)>,
 }
 
 /// The model of one execution.
@@ -205,7 +211,14 @@ impl Play {
     async fn begin(harness: &dyn Harness) -> Self {
         let clock = ManualClock::default();
         let next = ExecutionContext::with_id(clock.new_id(), WORKFLOW, clock.now());
-        let mut play = Self { store: harness.open().await, clock, lines: Vec::new(), next };
+        let mut play = Self {
+            store: harness.open().await,
+            clock,
+            lines: Vec::new(),
+            next,
+            followed: Since::Start,
+            unread: Vec::new(),
+        };
         let first = play.checkpoint(None, &play.next);
         play.create(None, WORKFLOW, first).await;
         play
@@ -250,7 +263,10 @@ impl Play {
             Act::Move { execution, through_memory } => {
                 self.move_away_and_back(*execution, *through_memory).await
             }
-            Act::Reopen => self.store = harness.open().await,
+            Act::Reopen => {
+                self.store = harness.open().await;
+                self.follow().await;
+            }
             Act::Compact => {
                 self.store.compact().await.expect("compacted");
                 self.compare().await;
@@ -288,6 +304,7 @@ impl Play {
         }
         assert_eq!(result.expect("committed").seq, expected_head + 1);
         self.next = state.clone();
+        self.unread.push((execution_id, expected_head + 1));
         let line = self.line_mut();
         line.ever_run.insert(workflow);
         line.points.push(Modelled { parent: Some(parent), label, workflow, state });
@@ -298,7 +315,8 @@ impl Play {
         let surplus = line.kept().into_iter().skip(keep.max(1));
         let gone: Vec<_> = surplus.filter(|(_, point)| point.label.is_none()).map(|(seq, _)| seq).collect();
         let (id, expected) = (line.id, gone.len());
-        line.pruned.extend(gone);
+        line.pruned.extend(&gone);
+        self.unread.retain(|(of, seq)| *of != id || !gone.contains(seq));
         assert_eq!(self.store.prune(id, keep).await.expect("pruned"), expected);
     }
 
@@ -324,16 +342,22 @@ impl Play {
         self.store.create(new, first).await.expect("created");
         let first = Modelled { parent: None, label: None, workflow, state: self.next.clone() };
         let ever_run = BTreeSet::from([workflow]);
+        self.unread.push((id, 1));
         self.lines.push(Line { id, points: vec![first], pruned: BTreeSet::new(), ever_run });
     }
 
     async fn delete(&mut self, chosen: usize) {
         let Some(others @ 1..) = self.lines.len().checked_sub(1) else { return };
+        if chosen.is_multiple_of(2) {
+            // Whoever has read its points has to see what comes in their place.
+            self.follow().await;
+        }
         let line = self.lines.remove(chosen % others);
+        self.unread.retain(|(of, _)| *of != line.id);
         assert_eq!(self.store.delete(line.id).await.expect("deleted"), line.kept().len());
     }
 
-    async fn move_away_and_back(&self, chosen: usize, through_memory: bool) {
+    async fn move_away_and_back(&mut self, chosen: usize, through_memory: bool) {
         let id = self.lines[chosen % self.lines.len()].id;
         let mut moving = self.store.export(id).await.expect("exported");
         if through_memory {
@@ -342,6 +366,8 @@ impl Play {
             moving = elsewhere.export(id).await.expect("exported");
         }
         self.store.delete(id).await.expect("deleted");
+        self.unread.retain(|(of, _)| *of != id);
+        self.unread.extend(moving.points.iter().map(|point| (id, point.record.seq)));
         self.store.import(moving).await.expect("imported");
     }
 
@@ -380,6 +406,15 @@ impl Play {
             assert_eq!(self.store.workflow(id).await.expect("a look"), definition, "workflow {id}");
         }
         assert_eq!(self.store.check().await.expect("a report").problems, Vec::<String>::new());
+    }
+
+    /// Reads what has come since it was last read, as one who was told nothing else.
+    async fn follow(&mut self) {
+        let asked = FeedPage { since: self.followed, execution: None, limit: 3 };
+        let (points, next) = feed::read(&*self.store, asked, self.unread.len()).await;
+        assert_eq!(feed::places(&points), self.unread);
+        self.unread.clear();
+        self.followed = Since::After(next);
     }
 
     async fn compare_unneeded_workflows(&self) {

@@ -4,7 +4,8 @@
 
 use std::path::Path;
 
-use retake::store::{ExecutionFilter, FORMAT, HistoryPage, SqliteStore, Store, StoreExt};
+use retake::store::{ExecutionFilter, FORMAT, FeedPage, HistoryPage, Since, SqliteStore, Store, StoreExt};
+use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use super::*;
@@ -122,4 +123,42 @@ fn many_processes_may_bring_one_store_to_the_new_format_at_once() {
             .unwrap();
         assert_eq!(format, FORMAT);
     }
+}
+
+/// Reads the feed in pages of one point each.
+async fn followed(store: &SqliteStore, mut since: Since) -> (Vec<(ExecutionId, Seq)>, Since) {
+    let mut points = Vec::new();
+    loop {
+        let page = store.feed(FeedPage { since, execution: None, limit: 1 }).await.unwrap();
+        since = Since::After(page.next);
+        match &page.points[..] {
+            [point] => points.push((point.record.execution_id, point.record.seq)),
+            _ => return (points, since),
+        }
+    }
+}
+
+#[tokio::test]
+async fn points_that_share_the_deltas_of_others_are_in_the_feed_once_and_before_what_is_new() {
+    let (_directory, path) = place();
+    // Of the time before every point had a delta of its own.
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/shared-deltas.db");
+    std::fs::copy(shared, &path).unwrap();
+    let store = SqliteStore::open(&path).unwrap();
+    let (found, since) = followed(&store, Since::Start).await;
+    let mut expected = Vec::new();
+    for execution in store.executions(&ExecutionFilter::default()).await.unwrap() {
+        let points = store.history(execution.id, HistoryPage::default()).await.unwrap();
+        expected.extend(points.iter().map(|point| (execution.id, point.seq)));
+    }
+    let mut sorted = found.clone();
+    sorted.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(sorted, expected);
+    let raw = Connection::open(&path).unwrap();
+    let deltas: i64 =
+        raw.query_row("SELECT count(DISTINCT delta) FROM checkpoints", [], |row| row.get(0)).unwrap();
+    assert_eq!((deltas, found.len()), (6, 8), "two points share the deltas of others");
+    let id = begin(&store, "new").await;
+    assert_eq!(followed(&store, since).await.0, [(id, 1)]);
 }

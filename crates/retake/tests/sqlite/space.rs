@@ -58,7 +58,7 @@ async fn compressed_checkpoints_are_smaller_and_say_so() {
 }
 
 #[tokio::test]
-async fn a_checkpoint_that_changes_nothing_shares_its_parents_bytes() {
+async fn a_checkpoint_that_changes_nothing_takes_no_more_than_a_row() {
     let (_directory, path) = place();
     let store = SqliteStore::open(&path).unwrap();
     let id = begin(&store, "brave-otter").await;
@@ -75,7 +75,7 @@ async fn a_checkpoint_that_changes_nothing_shares_its_parents_bytes() {
     assert_eq!(step(&store.state(fork_id, 1).await.unwrap()), "2");
     let raw = Connection::open(&path).unwrap();
     let deltas: i64 = raw.query_row("SELECT count(*) FROM deltas", [], |row| row.get(0)).unwrap();
-    assert_eq!(deltas, 4);
+    assert_eq!(deltas, 6, "one for each point");
 }
 
 #[tokio::test]
@@ -142,7 +142,15 @@ async fn every_kept_point_reads_as_before_after_pruning_compacting_and_the_loss_
     store.compact().await.unwrap();
     same(&store, of_fork).await;
     let deltas: i64 = raw.query_row("SELECT count(*) FROM deltas", [], |row| row.get(0)).unwrap();
-    assert_eq!(deltas, 1);
+    assert_eq!(deltas, 2, "that of the fork, and an empty one whose key is not given again");
+    advance(&store, fork_id, 2, 2).await;
+    store.compact().await.unwrap();
+    let keys: Vec<i64> = {
+        let mut keys = raw.prepare("SELECT key FROM deltas ORDER BY key").unwrap();
+        keys.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    };
+    assert_eq!(keys.len(), 2, "it goes when there are newer ones");
+    assert_eq!(keys[1], 232, "the 231 that there were, the fork's among them, and the new one");
 }
 
 #[tokio::test]

@@ -277,6 +277,7 @@ fn decode(points: &[HistoryPoint], states: &[Image], lines: &[u64]) -> Result<()
                 other @ (StoreError::NoExecution(_)
                 | StoreError::NoPoint { .. }
                 | StoreError::Pruned { .. }
+                | StoreError::ForeignPosition { .. }
                 | StoreError::Conflict(_)
                 | StoreError::Unstorable { .. }
                 | StoreError::NewerFormat { .. }

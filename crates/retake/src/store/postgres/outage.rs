@@ -39,6 +39,7 @@ impl Outage {
             StoreError::NoExecution(_)
             | StoreError::NoPoint { .. }
             | StoreError::Pruned { .. }
+            | StoreError::ForeignPosition { .. }
             | StoreError::Conflict(_)
             | StoreError::Unstorable { .. }
             | StoreError::Corrupt { .. }

@@ -109,7 +109,7 @@ CREATE TABLE checkpoints (
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 CREATE UNIQUE INDEX checkpoints_by_id ON checkpoints (id);
 CREATE INDEX checkpoints_by_delta ON checkpoints (delta);
-CREATE INDEX checkpoints_by_xid ON checkpoints (xid);
+CREATE INDEX checkpoints_by_xid ON checkpoints (xid, execution, seq);
 
 CREATE TABLE gaps (
     execution       bigint NOT NULL,

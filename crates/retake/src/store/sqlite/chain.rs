@@ -70,10 +70,29 @@ fn write(db: &Db, sql: &'static str, key: i64, base: Option<i64>, body: &[u8]) -
     db.put("deltas", sql, &values)
 }
 
-/// Removes a delta that nothing builds on, and its keyframe.
-pub(super) fn remove(db: &Db, key: i64) -> Result<(), StoreError> {
+/// Removes a delta that nothing builds on, and its keyframe, on behalf of a point.
+///
+/// The newest leaves an empty one in its place, as the next would have its key otherwise: whoever has read up to the one
+/// that goes would take that for seen.
+pub(super) fn remove(db: &Db, owner: (ExecutionId, Seq), key: i64) -> Result<(), StoreError> {
     db.run("DELETE FROM keyframes WHERE delta = ?1", [key])?;
+    if db.number("SELECT max(key) FROM deltas", [])? == Some(key) {
+        let nothing = encoded(db.guard(), owner, &Delta::default(), None)?;
+        return replace(db, key, None, &nothing.bytes);
+    }
     db.run("DELETE FROM deltas WHERE key = ?1", [key]).map(|_| ())
+}
+
+/// Removes what [`remove`] left in the place of deltas that are not the newest any more. Costs a look at all deltas.
+pub(super) fn sweep(db: &Db) -> Result<(), StoreError> {
+    db.run(
+        "DELETE FROM deltas WHERE base IS NULL AND key < (SELECT max(key) FROM deltas) \
+         AND NOT EXISTS (SELECT 1 FROM checkpoints WHERE checkpoints.delta = deltas.key) \
+         AND NOT EXISTS (SELECT 1 FROM deltas AS above WHERE above.base = deltas.key) \
+         AND NOT EXISTS (SELECT 1 FROM keyframes WHERE keyframes.delta = deltas.key)",
+        [],
+    )
+    .map(|_| ())
 }
 
 /// Reads a delta's row, which must be there.

@@ -23,8 +23,9 @@ use crate::store::{
 pub(super) struct Encoded {
     /// Without its delta, so that a large one is not held twice.
     checkpoint: NewCheckpoint,
-    /// `None` for an empty delta.
-    body: Option<Body>,
+    body: Body,
+    /// What the point is said to take: nothing where nothing changed.
+    size: usize,
 }
 
 impl Encoded {
@@ -37,11 +38,9 @@ impl Encoded {
     ) -> Result<Self, StoreError> {
         let level = checkpoint.compress.then_some(body::SMALL);
         let delta = std::mem::take(&mut checkpoint.delta);
-        let body = match delta.is_empty() {
-            true => None,
-            false => Some(chain::encoded(guard, (execution, seq), &delta, level)?),
-        };
-        Ok(Self { checkpoint, body })
+        let body = chain::encoded(guard, (execution, seq), &delta, level)?;
+        let size = if delta.is_empty() { 0 } else { body.bytes.len() };
+        Ok(Self { checkpoint, body, size })
     }
 }
 
@@ -159,31 +158,14 @@ fn append(
     encoded: &Encoded,
     after: &mut Aftermath,
 ) -> Result<CheckpointRecord, StoreError> {
-    let Encoded { checkpoint, body } = encoded;
+    let Encoded { checkpoint, body, size } = encoded;
     if is_taken(db, checkpoint.id)? {
         return Err(Conflict::IdTaken(checkpoint.id).into());
     }
-    let empty;
-    let body = match (body, base) {
-        (Some(body), _) => Some(body),
-        // Nothing changed: the point is its base's state, and shares its row.
-        (None, Some(_)) => None,
-        (None, None) => {
-            let point = (execution.record.id, execution.record.head + 1);
-            empty = chain::encoded(db.guard(), point, &checkpoint.delta, None)?;
-            Some(&empty)
-        }
-    };
-    let length = body.map_or(0, |body| body.bytes.len());
-    let delta = match (body, base) {
-        (None, Some(base)) => base,
-        (body, base) => {
-            let bytes = body.map_or(&[][..], |body| &body.bytes);
-            weigh(execution, base, length);
-            chain::insert(db, base, bytes)?
-        }
-    };
-    after.bytes += length as u64;
+    weigh(execution, base, body.bytes.len());
+    // One of its own also where nothing changed: its key says when the point became durable.
+    let delta = chain::insert(db, base, &body.bytes)?;
+    after.bytes += body.bytes.len() as u64;
     if let Some(workflow) = &checkpoint.workflow {
         workflow::adopt(db, execution, workflow)?;
     }
@@ -201,8 +183,8 @@ fn append(
         state: checkpoint.state.clone(),
         completed_node_count: checkpoint.completed_node_count,
         spend: checkpoint.spend,
-        size_bytes: length as u64,
-        compressed: body.is_some_and(|body| body.compressed),
+        size_bytes: *size as u64,
+        compressed: body.compressed,
     };
     CheckpointRow::insert(db, execution, delta, &record)?;
     if let Some(operation) = &checkpoint.operation {

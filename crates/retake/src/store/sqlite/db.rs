@@ -300,6 +300,7 @@ pub(super) fn is_of_the_disk(error: &StoreError) -> bool {
         StoreError::NoExecution(_)
         | StoreError::NoPoint { .. }
         | StoreError::Pruned { .. }
+        | StoreError::ForeignPosition { .. }
         | StoreError::Conflict(_)
         | StoreError::Unstorable { .. }
         | StoreError::Corrupt { .. }

@@ -91,8 +91,7 @@ pub(super) struct Prepared {
 /// What is to be written for the state of one point.
 #[derive(Debug)]
 struct Prepacked {
-    /// `None` where the point's state is its base's.
-    body: Option<Body>,
+    body: Body,
     frame: Option<Frame>,
 }
 
@@ -121,9 +120,6 @@ fn prepack(
     below: Option<Load>,
 ) -> Result<(Prepacked, Load), StoreError> {
     let HistoryPoint { record, delta, .. } = point;
-    if let Some(below) = below.filter(|_| delta.is_empty()) {
-        return Ok((Prepacked { body: None, frame: None }, below));
-    }
     let owner = (record.execution_id, record.seq);
     let level = record.compressed.then_some(body::SMALL);
     let body = chain::encoded(guard, owner, delta, level)?;
@@ -139,7 +135,7 @@ fn prepack(
         }
         None => None,
     };
-    Ok((Prepacked { body: Some(body), frame }, load))
+    Ok((Prepacked { body, frame }, load))
 }
 
 /// Adds an execution, for which its name, its id and those of its points must be free.
@@ -185,7 +181,7 @@ pub(super) fn import(db: &Db, prepared: &Prepared, after: &mut Aftermath) -> Res
         let base = point.base.and_then(|base| deltas.get(&base)).copied();
         let (record, delta) = (&point.record, insert_point(db, &mut execution, point, packed, base)?);
         deltas.insert(record.seq, delta);
-        after.bytes += packed.body.as_ref().map_or(0, |body| body.bytes.len() as u64);
+        after.bytes += packed.body.bytes.len() as u64;
     }
     for operation in &history.operations {
         row::insert_operation(db, &mut execution, operation)?;
@@ -197,23 +193,20 @@ pub(super) fn import(db: &Db, prepared: &Prepared, after: &mut Aftermath) -> Res
 fn insert_point(
     db: &Db,
     execution: &mut ExecutionRow,
-    HistoryPoint { record, .. }: &HistoryPoint,
+    HistoryPoint { record, delta: changes, .. }: &HistoryPoint,
     Prepacked { body, frame }: &Prepacked,
     base: Option<i64>,
 ) -> Result<i64, StoreError> {
     if db.number("SELECT seq FROM checkpoints WHERE id = ?1", [record.id.as_bytes()])?.is_some() {
         return Err(Conflict::IdTaken(record.id).into());
     }
-    let delta = match (body, base) {
-        (None, Some(base)) => base,
-        (body, base) => chain::insert(db, base, body.as_ref().map_or(&[][..], |body| &body.bytes))?,
-    };
+    let delta = chain::insert(db, base, &body.bytes)?;
     if let Some(Frame { size, body }) = frame {
         chain::put_keyframe(db, delta, *size, body)?;
     }
     let record = CheckpointRecord {
-        size_bytes: body.as_ref().map_or(0, |body| body.bytes.len() as u64),
-        compressed: body.as_ref().is_some_and(|body| body.compressed),
+        size_bytes: if changes.is_empty() { 0 } else { body.bytes.len() as u64 },
+        compressed: body.compressed,
         ..record.clone()
     };
     CheckpointRow::insert(db, execution, delta, &record)?;

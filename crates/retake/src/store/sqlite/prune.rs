@@ -48,7 +48,8 @@ pub(super) fn prune(db: &Db, id: ExecutionId, keep: usize) -> Result<usize, Stor
     if gone == 0 {
         return Ok(0);
     }
-    execution.slack = execution.slack.saturating_add(remove_unneeded(db, &deltas)?);
+    let owner = (execution.record.id, execution.record.head);
+    execution.slack = execution.slack.saturating_add(remove_unneeded(db, owner, &deltas)?);
     if execution.slack > execution.slack_max {
         squash(db, &mut execution)?;
     }
@@ -67,13 +68,14 @@ pub(super) fn delete(db: &Db, shared: &Shared, id: ExecutionId) -> Result<usize,
     db.run("DELETE FROM requests WHERE execution = ?1", [key])?;
     db.run("DELETE FROM execution_workflows WHERE execution = ?1", [key])?;
     db.run("DELETE FROM executions WHERE key = ?1", [key])?;
-    remove_unneeded(db, &deltas)?;
+    remove_unneeded(db, (id, execution.record.head), &deltas)?;
     Ok(gone)
 }
 
 /// Squashes all that can be, and removes the definitions that none of the executions ever ran.
 pub(super) fn compact(db: &Db) -> Result<(), StoreError> {
     workflow::remove_unneeded(db)?;
+    chain::sweep(db)?;
     let keys = db.all(
         "SELECT key FROM executions ORDER BY key",
         [],
@@ -101,7 +103,7 @@ fn deltas(db: &Db, sql: &'static str, params: &[i64]) -> Result<BTreeSet<i64>, S
 
 /// Removes those deltas that nothing needs, and those below them. Returns the bytes of those that only other deltas
 /// need, roots aside: they hold a whole state, and are not to be gained by squashing.
-fn remove_unneeded(db: &Db, deltas: &BTreeSet<i64>) -> Result<i64, StoreError> {
+fn remove_unneeded(db: &Db, owner: (ExecutionId, Seq), deltas: &BTreeSet<i64>) -> Result<i64, StoreError> {
     let mut slack: i64 = 0;
     for key in deltas.iter().rev() {
         let mut next = Some(*key);
@@ -116,7 +118,7 @@ fn remove_unneeded(db: &Db, deltas: &BTreeSet<i64>) -> Result<i64, StoreError> {
                 }
                 break;
             }
-            chain::remove(db, leaf)?;
+            chain::remove(db, owner, leaf)?;
             next = base;
         }
     }
@@ -187,7 +189,7 @@ fn merge(
     };
     chain::replace(db, kept, base, &body)?;
     for key in run {
-        chain::remove(db, *key)?;
+        chain::remove(db, owner, *key)?;
     }
     let length = i64::try_from(body.len()).unwrap_or(i64::MAX / 2);
     if base.is_none() {
