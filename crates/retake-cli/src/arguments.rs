@@ -18,7 +18,7 @@ pub(crate) struct Arguments {
     #[arg(long, global = true, env = "RETAKE_STORE", value_name = "URL", default_value = STORE_DEFAULT)]
     pub(crate) store: String,
 
-    /// Print one JSON document (for `run` and `resume`: one a line)
+    /// Print one JSON document (for `run`, `resume` and `watch`: one a line)
     #[arg(long, global = true)]
     pub(crate) json: bool,
 
@@ -73,6 +73,21 @@ pub(crate) enum Command {
     Log(command::log::Log),
     /// Show the state of a run at a point, or one node of it
     Show(command::show::Show),
+    /// Show the checkpoints of all runs, or of one, as they are made
+    ///
+    /// A checkpoint is shown once it is durable, whichever machine made it, in the order in which they became so. Each has
+    /// a position in the store, which `--after` goes on from: nothing that came later is left out, and nothing shown twice.
+    /// A store that cannot be read for a while is waited for.
+    ///
+    /// Watching one run ends with it. Watching all runs ends with Ctrl-C, and so does watching one that is paused or
+    /// stalled, as it may go on.
+    ///
+    /// With `--json`: one document a line. The first is `watching`, with the position where it begins, then `point` for
+    /// each checkpoint, and `finished` when the run that is watched has ended.
+    ///
+    /// Exit codes: 0 the run completed, or all was shown with --once; 1 it failed or was cancelled; 2 a position of
+    /// another store; 3 no such run, or it was removed; 6 the store cannot be read; 130 Ctrl-C.
+    Watch(command::watch::Watch),
     /// Say why a node ran or was reused, and what would make it run again
     Explain(command::explain::Explain),
     /// Show what differs between two points, of one run or of two

@@ -28,6 +28,7 @@ pub(crate) mod schema;
 pub(crate) mod show;
 pub(crate) mod undo;
 pub(crate) mod validate;
+pub(crate) mod watch;
 
 use std::process::ExitCode;
 
@@ -48,6 +49,7 @@ pub(crate) async fn execute(app: &App, command: Command) -> Result<ExitCode, Fai
         Command::Ls(ls) => ls.execute(app).await,
         Command::Log(log) => log.execute(app).await,
         Command::Show(show) => show.execute(app).await,
+        Command::Watch(watch) => watch.execute(app).await,
         Command::Explain(explain) => explain.execute(app).await,
         Command::Diff(diff) => diff.execute(app).await,
         Command::Checkpoint(checkpoint) => checkpoint.execute(app).await,

@@ -143,6 +143,9 @@ impl From<StoreError> for Failure {
             StoreError::NoPoint { .. } | StoreError::Pruned { .. } => {
                 (Code::NotFound, Some("`retake log RUN` lists the points that are there"))
             }
+            StoreError::ForeignPosition { .. } => {
+                (Code::Usage, Some("`retake watch --from-start` begins with the oldest checkpoint there is"))
+            }
             StoreError::Conflict(Conflict::NameTaken(_)) => (
                 Code::Conflict,
                 Some("choose another with `--name`, or go on with that run: `retake resume RUN`"),

@@ -80,6 +80,11 @@ impl Output {
         write(&mut out)
     }
 
+    /// Tells whether anybody may still read what is printed on stdout.
+    pub(crate) fn is_wanted(&self) -> bool {
+        matches!(*self.data.lock().unwrap_or_else(PoisonError::into_inner), Data::Open)
+    }
+
     /// Prints a line about what happens.
     pub(crate) fn note(&self, text: impl AsRef<str>) {
         // Where not even stderr takes a word, there is nobody to tell.

@@ -26,6 +26,7 @@ mod run;
 mod secret;
 mod trace;
 mod undo;
+mod watch;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap};
@@ -55,6 +56,7 @@ pub use queueing::Submission;
 pub use run::Run;
 pub use secret::{EnvironmentSecrets, FileSecrets, Secrets};
 pub use trace::TraceContext;
+pub use watch::Watch;
 pub use worker::{
     CONCURRENCY_DEFAULT, GRACE_DEFAULT, Worked, Worker, WorkerEvent, WorkerHandle, WorkerOptions, WorkerUntil,
 };
