@@ -16,7 +16,7 @@ use crate::key_source;
 use crate::output::Output;
 
 /// The command's surroundings.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct App {
     pub(crate) output: Output,
     pub(crate) clock: Arc<dyn Clock>,
@@ -46,6 +46,30 @@ impl App {
             allow_network: arguments.allow_network.clone(),
             proxy: arguments.proxy.clone(),
         }
+    }
+
+    /// Returns the same with another store, and other keys, where they are given.
+    pub(crate) fn elsewhere(&self, store_url: Option<String>, keys: Option<Vec<String>>) -> Self {
+        let mut app = self.clone();
+        app.store_url = store_url.unwrap_or(app.store_url);
+        app.keys = keys.unwrap_or(app.keys);
+        app
+    }
+
+    /// Tells whether there is a store already.
+    pub(crate) fn has_store(&self) -> Result<bool, Failure> {
+        Ok(match self.location()? {
+            Location::Sqlite(path) => !is_nothing(&path),
+            Location::Memory => false,
+        })
+    }
+
+    /// Tells whether the store ends with this command.
+    pub(crate) fn is_in_memory(&self) -> Result<bool, Failure> {
+        Ok(match self.location()? {
+            Location::Sqlite(_) => false,
+            Location::Memory => true,
+        })
     }
 
     /// Opens the store, making it where there is none: for commands that start something.

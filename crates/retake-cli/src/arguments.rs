@@ -140,6 +140,20 @@ pub(crate) enum Command {
     /// checked before any of it is stored. Whoever wrote the file chose what the run will do: look at its workflow before
     /// you resume it.
     Import(command::import::Import),
+    /// Copy runs with their whole histories to another store
+    ///
+    /// Runs keep ids, names, checkpoints under their numbers, labels, times and operations. Each is copied in one step,
+    /// read back from the other store and compared, by a checksum of all that its history says. What is there already and
+    /// is the same is left alone, so that a copy that was stopped goes on when it is started again; what is there and is
+    /// another is never touched. A run that somebody advances is copied as it stands; leases, and what was asked of
+    /// whoever runs it, stay behind.
+    ///
+    /// An encrypted store is opened with --key, as is a new one that is to be encrypted; --from-key and --to-key name the
+    /// keys of each. There are no secrets in either, since they are never saved.
+    ///
+    /// Exit codes: 0 all of it is there; 3 no such run or store; 4 a run was refused, as its name or another history of it
+    /// is there; 6 a store cannot be read or written, or what was read back is not the same. The other runs are copied.
+    Copy(command::copy::Copy),
     /// Draw a master key, or give an encrypted store another
     Key(command::key::Key),
     /// Read and verify every record of the store

@@ -4,6 +4,7 @@ pub(crate) mod approve;
 pub(crate) mod cancel;
 pub(crate) mod checkpoint;
 pub(crate) mod completions;
+pub(crate) mod copy;
 pub(crate) mod demo;
 pub(crate) mod diff;
 pub(crate) mod doctor;
@@ -66,6 +67,7 @@ pub(crate) async fn execute(app: &App, command: Command) -> Result<ExitCode, Fai
         Command::Rm(rm) => rm.execute(app).await,
         Command::Export(export) => export.execute(app).await,
         Command::Import(import) => import.execute(app).await,
+        Command::Copy(copy) => copy.execute(app).await,
         Command::Key(key) => key.execute(app).await,
         Command::Doctor(doctor) => doctor.execute(app).await,
     }

@@ -146,3 +146,147 @@ fn an_export_holds_no_secret() {
     assert!(file.contains("secrets.TOKEN"), "the workflow still says which secret it takes");
     assert!(file.contains("said"));
 }
+
+/// Copies runs to a store beside, and returns the document and the exit code.
+fn copied(place: &Place, arguments: &[&str]) -> (Value, i32) {
+    let done = place.retake(&[&["--json", "copy", "--to", "other.db"], arguments].concat());
+    (serde_json::from_str(&done.stdout).unwrap_or_else(|_| panic!("{}", done.stderr)), done.code)
+}
+
+/// Returns the lines of an exported run, without what each store decides: how many bytes a point takes, and so the hash.
+fn exported(place: &Place, arguments: &[&str]) -> Vec<Value> {
+    let text = place.text(&[&["export"], arguments].concat());
+    let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.pop().unwrap()["end"], "history");
+    lines.iter_mut().for_each(|line| drop(line.as_object_mut().unwrap().remove("size_bytes")));
+    lines
+}
+
+fn outcomes(document: &Value) -> Vec<(&str, &str)> {
+    let runs = document["runs"].as_array().unwrap().iter();
+    runs.map(|run| (run["name"].as_str().unwrap(), run["outcome"].as_str().unwrap())).collect()
+}
+
+#[test]
+fn copied_runs_are_the_same_in_the_other_store_and_are_not_copied_twice() {
+    let place = Place::with_letter("otter");
+    place.json(&["rollback", "otter@node:draft", "--set", "tone=warm", "--yes"]);
+    place.json(&["fork", "otter", "--name", "heron", "--yes"]);
+    let (looked, code) = copied(&place, &["--dry-run"]);
+    assert_eq!((outcomes(&looked), code), (vec![("otter", "copied"), ("heron", "copied")], 0));
+    assert_eq!((&looked["dry_run"], place.path().join("other.db").exists()), (&json!(true), false));
+
+    let (done, code) = copied(&place, &[]);
+    assert_eq!((&done["runs"], &done["copied"], code), (&looked["runs"], &json!(2), 0));
+    let otter = &done["runs"][0];
+    assert_eq!(
+        (&otter["head"], &otter["checkpoints"], &otter["operations"]),
+        (&json!(5), &json!(5), &json!(1))
+    );
+    assert_eq!(otter["checksum"].as_str().unwrap().len(), 64);
+    for run in ["otter", "heron"] {
+        assert_eq!(exported(&place, &[run]), exported(&place, &[run, "--store", "other.db"]));
+    }
+    assert_eq!(place.json(&["--store", "other.db", "doctor"])["sound"], true);
+
+    place.start("swan");
+    let (again, code) = copied(&place, &[]);
+    assert_eq!(outcomes(&again), [("otter", "same"), ("heron", "same"), ("swan", "copied")]);
+    assert_eq!((&again["same"], &again["copied"], code), (&json!(2), &json!(1), 0));
+    let text = place.text(&["copy", "--to", "sqlite:third.db", "swan"]);
+    assert!(text.starts_with("[1/1] copied    swan "), "{text}");
+    assert!(text.contains("@4, 4 checkpoints, 0 operations  "), "{text}");
+    assert!(text.ends_with("\n1 copied\n"), "{text}");
+}
+
+#[test]
+fn what_another_store_has_is_not_touched_and_the_other_runs_are_copied() {
+    let place = Place::with_letter("otter");
+    copied(&place, &[]);
+    place.start("heron");
+    place.json(&["checkpoint", "otter", "--label", "good"]);
+    let other = Place::with_letter("heron");
+    other.text(&["export", "heron", "-o", "heron.jsonl"]);
+    let file = other.path().join("heron.jsonl");
+    place.json(&["--store", "other.db", "import", file.to_str().unwrap()]);
+    place.start("swan");
+    let before = place.text(&["--store", "other.db", "export", "otter"]);
+    let (done, code) = copied(&place, &[]);
+    assert_eq!(outcomes(&done), [("otter", "refused"), ("heron", "refused"), ("swan", "copied")]);
+    assert_eq!((code, &done["refused"]), (4, &json!(2)));
+    let why = |index: usize| done["runs"][index]["why"].as_str().unwrap();
+    assert!(why(0).starts_with("it stands at @4 there: remove it there"), "{}", why(0));
+    assert!(why(1).starts_with("a run of that name is there"), "{}", why(1));
+    assert_eq!(place.text(&["--store", "other.db", "export", "otter"]), before);
+    // The way back: what went on here is not overwritten by what it was.
+    let back = place.retake(&["--json", "copy", "--from", "other.db", "--to", ".retake/store.db", "otter"]);
+    assert_eq!(back.code, 0, "{}", back.stderr);
+    assert_eq!(outcomes(&serde_json::from_str(&back.stdout).unwrap()), [("otter", "ahead")]);
+    place.refused(&["copy", "--to", "other.db", "nobody"], 3, "no run is called `nobody`");
+    place.refused(&["copy", "--to", "memory:"], 2, "a store in memory ends with this command");
+    place.refused(&["copy", "--from", "nowhere.db", "--to", "other.db"], 3, "no store at nowhere.db");
+}
+
+#[test]
+fn a_run_that_is_being_advanced_is_copied_as_it_stands() {
+    let place = Place::with_letter("otter");
+    let engine = place.engine();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let lease = runtime.block_on(async {
+        let run = retake::engine::address::resolve_run(&**engine.store(), "otter").await.unwrap();
+        engine.store().lease(run.id, std::time::Duration::from_secs(60)).await.unwrap()
+    });
+    let (done, code) = copied(&place, &[]);
+    assert_eq!((outcomes(&done), code), (vec![("otter", "copied")], 0));
+    assert_eq!(done["runs"][0]["why"], "it is being advanced: this is its history up to @4");
+    assert!(done["runs"][0]["running_in"].is_string());
+    assert_eq!(place.json(&["--store", "other.db", "ls"])[0]["running_in"], Value::Null);
+    runtime.block_on(engine.store().release(&lease)).unwrap();
+}
+
+#[test]
+fn a_copy_that_was_killed_goes_on_when_it_is_started_again() {
+    const RUNS: usize = 8;
+    let place = Place::with_letter("run-0");
+    for run in 1..RUNS {
+        place.start(&format!("run-{run}"));
+    }
+    let mut command = place.command(&["copy", "--to", "other.db"]);
+    let mut killed = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(killed.stdout.take().unwrap()));
+    // Those that it has spoken of are there; the next one is, or is not, or was being written.
+    assert_eq!(lines.take(3).count(), 3);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let (done, code) = copied(&place, &[]);
+    let (same, copied) = (done["same"].as_u64().unwrap(), done["copied"].as_u64().unwrap());
+    assert!(same >= 3, "{done}");
+    assert_eq!((same + copied, code), (RUNS as u64, 0));
+    assert_eq!(place.json(&["--store", "other.db", "doctor"])["sound"], true);
+    for run in 0..RUNS {
+        let run = format!("run-{run}");
+        assert_eq!(exported(&place, &[&run]), exported(&place, &[&run, "--store", "other.db"]));
+    }
+}
+
+#[test]
+fn a_store_is_encrypted_or_opened_by_the_keys_of_its_side() {
+    let place = Place::with_letter("otter");
+    for key in ["one.key", "two.key"] {
+        let text = place.text(&["key", "new"]);
+        place.write(key, &text);
+    }
+    let sealed = ["copy", "--to", "sealed.db", "--to-key", "file:one.key"];
+    assert_eq!(place.json(&sealed)["copied"], 1);
+    place.refused(&["--store", "sealed.db", "ls"], 6, "cannot be opened with the keys given");
+    let both = ["--from-key", "file:one.key", "--to-key", "file:two.key"];
+    let other = [&["copy", "--from", "sealed.db", "--to", "other.db"][..], &both].concat();
+    assert_eq!(place.json(&other)["copied"], 1);
+    let open = ["copy", "--from", "other.db", "--to", "open.db", "--from-key", "file:two.key"];
+    assert_eq!(place.json(&open)["copied"], 1);
+    let said = exported(&place, &["otter"]);
+    assert_eq!(exported(&place, &["otter", "--store", "open.db"]), said);
+    assert_eq!(exported(&place, &["otter", "--store", "other.db", "--key", "file:two.key"]), said);
+    let error = place.refused(&["copy", "--from", "sealed.db", "--to", "open.db"], 6, "keys given");
+    assert!(!error.to_string().contains("one.key"), "{error}");
+}

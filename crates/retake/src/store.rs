@@ -39,6 +39,7 @@ mod sharing;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod state;
+mod transfer;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod unravelling;
 mod value;
@@ -74,6 +75,7 @@ pub use sharing::context_sharing;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{DamagedLog, FORMAT, Options, SqliteStore};
 pub use state::{context, delta};
+pub use transfer::{TransferError, TransferFate, TransferMode, Transferred, transfer};
 pub use value::{DEPTH_MAX, VALUE_BYTES_MAX, decode, encode, hash};
 
 use crate::checkpoint::CheckpointId;

@@ -12,6 +12,7 @@ mod opening;
 mod processes;
 mod repair;
 mod space;
+mod transferring;
 
 use std::path::{Path, PathBuf};
 

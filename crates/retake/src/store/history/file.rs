@@ -11,6 +11,7 @@
 //! What reads it takes nobody's word: a line is bounded before it is read, and what a value would lose is refused. The
 //! hash finds what was cut or flipped; it does not tell who wrote the file.
 
+mod checksum;
 mod error;
 mod line;
 
