@@ -102,6 +102,7 @@ pub(super) fn said(error: &StoreError) -> Option<&Said> {
         | StoreError::Key { .. }
         | StoreError::NotAStore { .. }
         | StoreError::Absent { .. }
+        | StoreError::ForeignPosition { .. }
         | StoreError::Closed { .. } => None,
     }
 }
