@@ -56,7 +56,6 @@ pub(super) struct Creation {
 /// What a creation made.
 #[derive(Debug)]
 pub(super) struct Created {
-    pub(super) key: i64,
     pub(super) record: CheckpointRecord,
     /// What is known of it then; `None` for a fork.
     known: Option<Known>,
@@ -194,7 +193,7 @@ impl Creation {
             log,
             reach: commit::reach_of_root(length),
         });
-        Ok(Created { key, record, known })
+        Ok(Created { record, known })
     }
 
     /// Returns the conflict that a failure stands for, if it does.

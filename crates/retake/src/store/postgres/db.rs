@@ -23,6 +23,9 @@ use crate::store::StoreError;
 /// How often a read begins whose connection is lost.
 const READS_MAX: usize = 4;
 
+/// Begins a transaction that only reads, and sees the store as it is at its first statement.
+const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
 /// The values of a statement's parameters.
 pub(super) type Values<'a> = &'a [&'a (dyn ToSql + Sync)];
 
@@ -129,12 +132,42 @@ impl Db {
         statements: &[(&'static str, Values<'_>)],
     ) -> Result<Vec<Vec<Row>>, StoreError> {
         let deadline = self.deadline();
-        let held = self.pool.take(action, deadline, Patience::UntilDeadline).await.map_err(|f| f.error)?;
+        self.together(action, "BEGIN", statements, deadline).await.map_err(|fault| fault.error)
+    }
+
+    /// Reads by several statements, which all see the store at one moment, in one round trip. Where the connection is lost,
+    /// reads by another one, until the deadline.
+    pub(super) async fn view(
+        &self,
+        action: &'static str,
+        statements: &[(&'static str, Values<'_>)],
+    ) -> Result<Vec<Vec<Row>>, StoreError> {
+        let deadline = self.deadline();
+        loop {
+            let fault = match self.together(action, SNAPSHOT, statements, deadline).await {
+                Ok(rows) => return Ok(rows),
+                Err(fault) => fault,
+            };
+            let again = fault.link == Link::Lost && fault.error.is_retryable();
+            if !again || Instant::now() >= deadline {
+                return Err(fault.error);
+            }
+        }
+    }
+
+    async fn together(
+        &self,
+        action: &'static str,
+        begin: &'static str,
+        statements: &[(&'static str, Values<'_>)],
+        deadline: Instant,
+    ) -> Result<Vec<Vec<Row>>, Fault> {
+        let held = self.pool.take(action, deadline, Patience::UntilDeadline).await?;
         let answer = Connection::answer(self.location(), action, deadline, async {
             let connection = held.connection();
             let prepared = prepared(connection, statements).await?;
             // Futures are polled in their order, and each sends when it is polled first.
-            let begin = connection.client.batch_execute("BEGIN");
+            let begin = connection.client.batch_execute(begin);
             let all = run_all(&connection.client, &prepared, statements);
             let commit = connection.client.batch_execute("COMMIT");
             let (begun, (rows, committed)) = join(begin, join(all, commit)).await;
@@ -144,7 +177,7 @@ impl Db {
         })
         .await;
         held.give_back(Link::after(&answer));
-        answer.map(rows).map_err(|fault| fault.error)
+        answer.map(rows)
     }
 
     /// Begins a transaction, at the isolation `READ COMMITTED`. Where it is dropped, it is rolled back.
@@ -154,7 +187,7 @@ impl Db {
 
     /// Begins a transaction that only reads, and sees the store as it is at its first statement.
     pub(super) async fn snapshot(&self, action: &'static str) -> Result<Transaction, StoreError> {
-        self.begin(action, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
+        self.begin(action, SNAPSHOT).await
     }
 
     async fn begin(&self, action: &'static str, begin: &'static str) -> Result<Transaction, StoreError> {

@@ -478,12 +478,10 @@ async fn remove_definitions(shared: &Shared) -> Result<(), StoreError> {
     if shared.db.query("compacting", unneeded, &[]).await?.is_empty() {
         return Ok(());
     }
-    let mut transaction = shared.db.transaction("compacting").await?;
-    transaction.execute("LOCK TABLE execution_workflows IN SHARE MODE", &[]).await?;
     let sql = "DELETE FROM workflows w WHERE NOT EXISTS \
                (SELECT FROM execution_workflows r WHERE r.workflow = w.id)";
-    transaction.execute(sql, &[]).await?;
-    transaction.commit().await
+    let lock = "LOCK TABLE execution_workflows IN SHARE MODE";
+    shared.db.pipeline("compacting", &[(lock, &[]), (sql, &[])]).await.map(|_| ())
 }
 
 /// Removes deltas that nothing needs, and that nobody removed when they were last needed.

@@ -5,7 +5,6 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::chain::{self, Reader};
-use super::db::{Db, Values};
 use super::row::{
     self, ExecutionRow, Operation, Point, checkpoint_columns, damaged, execution_columns, operation_columns,
 };
@@ -16,9 +15,6 @@ use crate::store::{
     CheckpointRecord, ExecutionFilter, ExecutionRecord, HistoryPage, Image, OperationRecord, Seq, StoreError,
     link,
 };
-
-/// How often a view of several statements is tried where the connection is lost.
-const ATTEMPTS_MAX: usize = 3;
 
 /// Selects executions, each with the number of its newest point.
 macro_rules! executions {
@@ -121,22 +117,6 @@ fn current(row: &Row) -> Result<ExecutionRow, StoreError> {
     Err(damaged(format!("execution {id}"), why))
 }
 
-/// Reads by several statements, which all see the store at the same moment, in one round trip.
-async fn view(db: &Db, statements: &[(&'static str, Values<'_>)]) -> Result<Vec<Vec<Row>>, StoreError> {
-    for _ in 1..ATTEMPTS_MAX {
-        match attempt(db, statements).await {
-            Err(error) if error.is_retryable() => {}
-            done => return done,
-        }
-    }
-    attempt(db, statements).await
-}
-
-async fn attempt(db: &Db, statements: &[(&'static str, Values<'_>)]) -> Result<Vec<Vec<Row>>, StoreError> {
-    // It ends in the background: nothing waits for that.
-    db.snapshot("reading").await?.query_all(statements).await
-}
-
 pub(super) async fn execution(
     shared: &Shared,
     id: ExecutionId,
@@ -204,7 +184,7 @@ pub(super) async fn history(
 ) -> Result<Vec<CheckpointRecord>, StoreError> {
     let before = page.before.and_then(|before| i64::try_from(before).ok()).unwrap_or(i64::MAX);
     let limit = limit(page.limit);
-    let found = view(&shared.db, &[(BY_ID, &[&id]), (POINTS, &[&id, &before, &limit])]).await?;
+    let found = shared.db.view("reading", &[(BY_ID, &[&id]), (POINTS, &[&id, &before, &limit])]).await?;
     let [execution, points] = &found[..] else { return Ok(Vec::new()) };
     let Some(execution) = execution.first() else { return Ok(Vec::new()) };
     let execution = current(execution)?;
@@ -252,7 +232,7 @@ pub(super) async fn state(shared: &Shared, id: ExecutionId, seq: Seq) -> Result<
 }
 
 pub(super) async fn operations(shared: &Shared, id: ExecutionId) -> Result<Vec<OperationRecord>, StoreError> {
-    let found = view(&shared.db, &[(BY_ID, &[&id]), (OPERATIONS, &[&id])]).await?;
+    let found = shared.db.view("reading", &[(BY_ID, &[&id]), (OPERATIONS, &[&id])]).await?;
     let [execution, rows] = &found[..] else { return Ok(Vec::new()) };
     let Some(execution) = execution.first() else { return Ok(Vec::new()) };
     let execution = current(execution)?;
