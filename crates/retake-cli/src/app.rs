@@ -7,7 +7,7 @@ use std::sync::Arc;
 use retake::clock::{Clock, SystemClock};
 use retake::engine::kinds::{LlmDefaults, Network, NetworkError, Prices};
 use retake::engine::{Engine, EnvironmentSecrets, FileSecrets, Registry, Secrets};
-use retake::store::{MemoryStore, NewOperation, Options, SqliteStore, Store};
+use retake::store::{MemoryStore, NewOperation, Options, PostgresStore, SqliteStore, Store, StoreError};
 
 use crate::arguments::{Arguments, STORE_DEFAULT};
 use crate::failure::{Code, Failure};
@@ -31,6 +31,8 @@ pub(crate) struct App {
 /// Where a store is.
 enum Location {
     Sqlite(PathBuf),
+    /// A URL, with what it takes to get in.
+    Postgres(String),
     Memory,
 }
 
@@ -73,17 +75,25 @@ impl App {
     }
 
     /// Opens the store, making it where there is none: for commands that start something.
-    pub(crate) fn make_store(&self) -> Result<Arc<dyn Store>, Failure> {
+    pub(crate) async fn make_store(&self) -> Result<Arc<dyn Store>, Failure> {
         Ok(match self.location()? {
             Location::Sqlite(path) => Arc::new(SqliteStore::open_with(path, self.options()?)?),
+            Location::Postgres(url) => {
+                self.refuse_keys()?;
+                Arc::new(PostgresStore::connect(&url).await?)
+            }
             Location::Memory => Arc::new(MemoryStore::new()),
         })
     }
 
     /// Opens a store that must be there.
-    pub(crate) fn store(&self) -> Result<Arc<dyn Store>, Failure> {
+    pub(crate) async fn store(&self) -> Result<Arc<dyn Store>, Failure> {
         Ok(match self.location()? {
             Location::Sqlite(path) => Arc::new(self.sqlite_store(&path)?),
+            Location::Postgres(url) => {
+                self.refuse_keys()?;
+                Arc::new(PostgresStore::connect_existing(&url).await?)
+            }
             Location::Memory => Arc::new(MemoryStore::new()),
         })
     }
@@ -91,8 +101,7 @@ impl App {
     /// Opens the store in a file, which must be there.
     pub(crate) fn sqlite_store(&self, path: &Path) -> Result<SqliteStore, Failure> {
         if is_nothing(path) {
-            let message = format!("no store at {}", path.display());
-            return Err(Failure::new(Code::NotFound, message).hint("`retake run FILE` makes one"));
+            return Err(StoreError::Absent { location: path.display().to_string() }.into());
         }
         Ok(SqliteStore::open_existing_with(path, self.options()?)?)
     }
@@ -118,7 +127,10 @@ impl App {
     pub(crate) fn operation(&self) -> NewOperation {
         let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
         let mut command = arguments.collect::<Vec<_>>().join(" ");
-        // Which may hold a password. The engine takes out the values of secrets that it knows.
+        // Which may hold a password, as the next may. The engine takes out the values of secrets that it knows.
+        if self.store_url.contains("://") {
+            command = command.replace(&self.store_url, &self.shown_store());
+        }
         if let Some(proxy) = self.proxy.as_deref().filter(|proxy| proxy.contains('@')) {
             command = command.replace(proxy, "***");
         }
@@ -135,7 +147,7 @@ impl App {
     pub(crate) fn command_line(&self, rest: impl Display) -> String {
         let mut line = "retake".to_owned();
         if self.store_url != STORE_DEFAULT && std::env::var("RETAKE_STORE").as_ref() != Ok(&self.store_url) {
-            line = format!("{line} --store {}", self.store_url);
+            line = format!("{line} --store {}", quoted(&self.shown_store()));
         }
         let keys = self.keys.join(",");
         if !keys.is_empty() && std::env::var("RETAKE_KEY").as_ref() != Ok(&keys) {
@@ -144,11 +156,42 @@ impl App {
         format!("{line} {rest}")
     }
 
+    /// Returns what names the store, without the password in it.
+    pub(crate) fn shown_store(&self) -> String {
+        match self.location() {
+            Ok(Location::Postgres(url)) => {
+                PostgresStore::url_without_password(&url).unwrap_or_else(|_| "***".to_owned())
+            }
+            Ok(Location::Sqlite(_) | Location::Memory) => self.store_url.clone(),
+            Err(_) => "***".to_owned(),
+        }
+    }
+
+    /// Tells whether the store is on a server.
+    pub(crate) fn is_on_a_server(&self) -> Result<bool, Failure> {
+        Ok(match self.location()? {
+            Location::Postgres(_) => true,
+            Location::Sqlite(_) | Location::Memory => false,
+        })
+    }
+
+    /// Refuses the keys of an encrypted store, where none is.
+    fn refuse_keys(&self) -> Result<(), Failure> {
+        match self.keys.iter().all(String::is_empty) {
+            true => Ok(()),
+            false => {
+                let why = "a store on a PostgreSQL server is not encrypted by retake; leave the keys out"
+                    .to_owned();
+                Err(StoreError::Key { location: self.shown_store(), why }.into())
+            }
+        }
+    }
+
     /// Returns the file that the store is in, if it is one.
     pub(crate) fn store_file(&self) -> Result<Option<PathBuf>, Failure> {
         Ok(match self.location()? {
             Location::Sqlite(path) => Some(path),
-            Location::Memory => None,
+            Location::Postgres(_) | Location::Memory => None,
         })
     }
 
@@ -206,11 +249,30 @@ impl App {
             return Err(Failure::new(Code::Usage, "the store has no name")
                 .hint("name one by `--store` or RETAKE_STORE, or unset RETAKE_STORE"));
         }
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            return match PostgresStore::url_without_password(url) {
+                Ok(_) => Ok(Location::Postgres(url.to_owned())),
+                Err(error) => {
+                    let mut failure = Failure::new(Code::Usage, "the URL of the store cannot be read");
+                    failure.causes =
+                        std::error::Error::source(&error).iter().map(ToString::to_string).collect();
+                    Err(failure)
+                }
+            };
+        }
         match url.split_once("://") {
             Some((scheme, _)) => Err(Failure::new(Code::Usage, format!("no store is called `{scheme}://`"))
-                .hint("use a path, `sqlite:PATH` or `memory:`")),
+                .hint("use a path, `sqlite:PATH`, `postgres://...` or `memory:`")),
             None => Ok(Location::Sqlite(url.into())),
         }
+    }
+}
+
+/// Returns a word as a shell reads it.
+fn quoted(word: &str) -> String {
+    match word.contains(['?', '&', '*']) {
+        true => format!("'{word}'"),
+        false => word.to_owned(),
     }
 }
 

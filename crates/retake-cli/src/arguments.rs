@@ -14,8 +14,9 @@ pub(crate) const STORE_DEFAULT: &str = ".retake/store.db";
 #[derive(Debug, Parser)]
 #[command(name = "retake", version, max_term_width = 100)]
 pub(crate) struct Arguments {
-    /// Where histories are kept: a path, `sqlite:PATH` or `memory:`
-    #[arg(long, global = true, env = "RETAKE_STORE", value_name = "URL", default_value = STORE_DEFAULT)]
+    /// Where histories are kept: a path, `sqlite:PATH`, `postgres://USER@HOST/DATABASE` or `memory:`
+    #[arg(long, global = true, env = "RETAKE_STORE", value_name = "URL", hide_env_values = true)]
+    #[arg(default_value = STORE_DEFAULT)]
     pub(crate) store: String,
 
     /// Print one JSON document (for `run`, `resume` and `watch`: one a line)

@@ -165,10 +165,12 @@ impl From<StoreError> for Failure {
                 Code::Store,
                 Some("`--key` or RETAKE_KEY names the place of the key; without either there is none"),
             ),
+            StoreError::Absent { .. } => (Code::NotFound, Some("`retake run FILE` makes one")),
             StoreError::Full { .. } => (Code::Store, Some("free some space; what was acknowledged is safe")),
             StoreError::Unstorable { .. }
             | StoreError::NewerFormat { .. }
             | StoreError::NotAStore { .. }
+            | StoreError::Refused { .. }
             | StoreError::Io { .. }
             | StoreError::Closed { .. }
             | _ => (Code::Store, None),

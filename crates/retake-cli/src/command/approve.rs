@@ -33,7 +33,7 @@ pub(crate) struct Approve {
 impl Approve {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let with = self.with.as_deref().map(assignment::value).transpose()?.unwrap_or(Value::Null);
-        let engine = app.engine(app.store()?)?;
+        let engine = app.engine(app.store().await?)?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let approved = !self.reject;
         let head = engine.approve(run.id, &self.node, Decision { approved, with }, app.operation()).await?;

@@ -39,7 +39,11 @@ impl Doctor {
                 let store = app.sqlite_store(path)?;
                 (store.check().await?, store.is_encrypted())
             }
-            None => (app.store()?.check().await?, false),
+            None => (app.store().await?.check().await?, false),
+        };
+        let place = match &path {
+            Some(path) => Some(path.display().to_string()),
+            None => app.is_on_a_server()?.then(|| app.shown_store()),
         };
         let is_sound = report.problems.is_empty();
         // Opening a store brings it up to date, so its format is the newest.
@@ -47,7 +51,7 @@ impl Doctor {
         if app.output.json {
             app.output.document(&json!({
                 "sound": is_sound,
-                "store": path,
+                "store": place,
                 "format": format,
                 "encrypted": is_encrypted,
                 "file_bytes": bytes,
@@ -61,6 +65,8 @@ impl Doctor {
                 let encrypted = if is_encrypted { ", encrypted" } else { "" };
                 let bytes = wording::bytes(bytes);
                 app.output.line(format!("{}: format {format}, {bytes}{encrypted}", path.display()));
+            } else if let Some(place) = &place {
+                app.output.line(place);
             }
             app.output.line(format!(
                 "{}, {} and {} of records were read",

@@ -34,7 +34,7 @@ impl Export {
             let failure = Failure::new(Code::Usage, "the history would be written to the terminal");
             return Err(failure.hint("`-o FILE` writes it to a file"));
         }
-        let store = app.store()?;
+        let store = app.store().await?;
         let run = address::resolve_run(&*store, &self.run).await?;
         let history = store.export(run.id).await?;
         let name = wording::plain(&run.name);

@@ -40,7 +40,7 @@ impl Import {
         history.workflows.iter().try_for_each(check_workflow)?;
         let execution = history.execution.clone();
         let (points, operations) = (history.points.len() as u64, history.operations.len() as u64);
-        app.make_store()?.import(history).await.map_err(|error| refused(error, app))?;
+        app.make_store().await?.import(history).await.map_err(|error| refused(error, app))?;
         if app.output.json {
             app.output.document(&json!({
                 "execution": execution.id,

@@ -46,7 +46,8 @@ impl Key {
             KeyCommand::Rotate { to } => {
                 let key = key_source::read(&to)?;
                 let Some(path) = app.store_file()? else {
-                    return Err(Failure::new(Code::Usage, "a store in memory has no key"));
+                    let what = if app.is_on_a_server()? { "on a PostgreSQL server" } else { "in memory" };
+                    return Err(Failure::new(Code::Usage, format!("a store {what} has no key")));
                 };
                 app.sqlite_store(&path)?.rotate_key(&key).await?;
                 match app.output.json {

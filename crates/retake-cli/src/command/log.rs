@@ -74,7 +74,7 @@ struct Forks {
 
 impl Log {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let store = app.store()?;
+        let store = app.store().await?;
         let run = address::resolve_run(&*store, &self.run).await?;
         let history = store.history(run.id, HistoryPage { before: None, limit: self.limit }).await?;
         let entries = entries(history);

@@ -27,7 +27,7 @@ pub(crate) struct Ls {
 impl Ls {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let filter = ExecutionFilter { state: self.status, limit: self.limit, ..ExecutionFilter::default() };
-        let runs = app.store()?.executions(&filter).await?;
+        let runs = app.store().await?.executions(&filter).await?;
         if app.output.json {
             app.output.document(&runs.iter().map(document).collect::<Vec<_>>());
         } else if runs.is_empty() {

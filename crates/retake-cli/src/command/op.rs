@@ -31,7 +31,7 @@ enum OpCommand {
 impl Op {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let OpCommand::Log { run } = self.command;
-        let store = app.store()?;
+        let store = app.store().await?;
         let run = address::resolve_run(&*store, &run).await?;
         let log = store.operations(run.id).await?;
         if app.output.json {

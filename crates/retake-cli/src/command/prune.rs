@@ -53,7 +53,7 @@ struct Cut {
 impl Prune {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let bytes_before = app.stored_bytes()?;
-        let store = app.store()?;
+        let store = app.store().await?;
         let runs = match &self.run {
             Some(run) => vec![address::resolve_run(&*store, run).await?],
             None => store.executions(&ExecutionFilter::default()).await?,

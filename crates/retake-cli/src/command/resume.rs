@@ -72,7 +72,7 @@ enum Next {
 impl Resume {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let definition = self.def.as_deref().map(inputs::workflow).transpose()?;
-        let engine = app.engine(app.store()?)?;
+        let engine = app.engine(app.store().await?)?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let mut again = self.again.clone();
         if let Some(workflow) = definition {

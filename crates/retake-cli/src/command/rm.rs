@@ -23,7 +23,7 @@ pub(crate) struct Rm {
 
 impl Rm {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let store = app.store()?;
+        let store = app.store().await?;
         let run = address::resolve_run(&*store, &self.run).await?;
         let question =
             format!("remove {} with its history up to @{}, for good?", wording::plain(&run.name), run.head);

@@ -43,7 +43,7 @@ impl Run {
         let workflow = inputs::workflow(&self.file)?;
         warn(app, &workflow);
         let inputs = inputs::collect(workflow.definition(), self.inputs.as_deref(), &self.input)?;
-        let engine = app.engine(app.make_store()?)?;
+        let engine = app.engine(app.make_store().await?)?;
         let wishes =
             Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
         let run = engine.start(Arc::new(workflow), Start { inputs, name: self.name }).await?;

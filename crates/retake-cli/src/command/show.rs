@@ -49,7 +49,7 @@ struct ForkedFrom {
 
 impl Show {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let engine = app.engine(app.store()?)?;
+        let engine = app.engine(app.store().await?)?;
         let address: Address = self.address.parse()?;
         let shown = Shown::read(app, &engine, &address).await?;
         match (&self.node, app.output.json) {

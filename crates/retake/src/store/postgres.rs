@@ -140,7 +140,14 @@ impl Shared {
 impl PostgresStore {
     /// Connects to the store at a URL, and makes it where there is none.
     ///
-    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE?schema=SCHEMA`
+    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE?schema=SCHEMA&sslmode=verify-full`; `%40` stands for `@`, and so on. A
+    /// password that is not in the URL is looked for in `PGPASSWORD`, and in the password file of PostgreSQL's own programs.
+    /// The parameters `connect_timeout`, `call_timeout` (both in seconds) and `connections_max` go before the options;
+    /// `sslmode` and `sslrootcert` mean what they mean there, except that whoever names an authority and no mode gets
+    /// `verify-full`. The guide's page on many machines has all of them.
+    ///
+    /// Every connection is checked: PostgreSQL 15 or later, UTF-8, `fsync` and `full_page_writes` on, and
+    /// `synchronous_commit` at least `on`, which the session then keeps.
     ///
     /// # Errors
     /// [`StoreError::Refused`] where the URL, the server or what this user may do there will not do;
@@ -184,9 +191,13 @@ impl PostgresStore {
         self.shared.batcher.stats()
     }
 
-    /// Returns a URL without the password in it, to be shown or logged; `None` where it cannot be read.
-    pub fn url_without_password(url: &str) -> Option<String> {
-        address::without_password(url)
+    /// Returns a URL without the password in it, to be shown or logged.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] where [`connect`](Self::connect) would not know what to do with it. Nothing of the URL is in
+    /// the error, for a password may be anywhere in one that cannot be read.
+    pub fn url_without_password(url: &str) -> Result<String, StoreError> {
+        Address::parse(url).map(|_| address::without_password(url))
     }
 
     async fn start(url: &str, options: PostgresOptions, missing: Missing) -> Result<Self, StoreError> {

@@ -1,0 +1,167 @@
+//! A store on a PostgreSQL server: the same commands, and nobody is told the password.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod place;
+
+use serde_json::{Value, json};
+
+use crate::place::{Done, Place};
+
+const PASSWORD: &str = "hunter2";
+
+const STEPS: &str = r#"
+name: steps
+vars: { tone: dry }
+checkpoints: { frequency: always, max: 100 }
+max_parallel: 1
+nodes:
+  plan: { set: { topic: otters } }
+  ok: { approval: "Go on with ${{ vars.topic }}?" }
+  draft: { set: { text: "${{ vars.topic }}, ${{ vars.tone }}" }, needs: [ok] }
+"#;
+
+/// A place whose commands use a schema of its own on the server.
+struct Server {
+    place: Place,
+    url: String,
+}
+
+impl Server {
+    fn new(name: &str) -> Self {
+        let server = std::env::var("RETAKE_TEST_POSTGRES").expect(
+            "RETAKE_TEST_POSTGRES names a PostgreSQL server for tests: `cargo xtask postgres -- cargo test ...` starts one",
+        );
+        let joint = if server.contains('?') { '&' } else { '?' };
+        let place = Place::empty();
+        place.write("steps.yaml", STEPS);
+        Self { place, url: format!("{server}{joint}schema=cli_{name}_{}", std::process::id()) }
+    }
+
+    fn with_steps(name: &str) -> Self {
+        let server = Self::new(name);
+        assert_eq!(server.retake(&["run", "steps.yaml", "--name", "otter"]).code, 5);
+        server
+    }
+
+    /// Returns the URL without its password.
+    fn shown(&self) -> String {
+        let (login, rest) = self.url.split_once('@').unwrap();
+        format!("postgres://{}@{rest}", login["postgres://".len()..].split(':').next().unwrap())
+    }
+
+    fn retake(&self, arguments: &[&str]) -> Done {
+        self.place.retake(&[&["--store", &self.url], arguments].concat())
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        self.place.json(&[&["--store", &self.url], arguments].concat())
+    }
+
+    fn refused(&self, arguments: &[&str], code: i32, message: &str) -> Value {
+        self.place.refused(&[&["--store", &self.url], arguments].concat(), code, message)
+    }
+}
+
+#[test]
+fn a_run_waits_is_approved_goes_on_and_is_taken_back() {
+    let server = Server::with_steps("run");
+    assert_eq!(server.json(&["ls"])[0]["name"], "otter");
+    server.json(&["approve", "otter", "ok"]);
+    assert_eq!(server.retake(&["resume", "otter"]).code, 0);
+    assert_eq!(server.json(&["show", "otter"])["variables"]["text"], "otters, dry");
+    server.json(&["rollback", "otter@node:plan", "--set", "tone=warm", "--yes"]);
+    assert_eq!(server.retake(&["resume", "otter"]).code, 5);
+    server.json(&["approve", "otter", "ok"]);
+    assert_eq!(server.retake(&["resume", "otter"]).code, 0);
+    assert_eq!(server.json(&["show", "otter"])["variables"]["text"], "otters, warm");
+    assert_eq!(server.json(&["doctor"])["sound"], true);
+}
+
+#[test]
+fn a_schema_without_a_store_is_no_store_until_a_run_makes_it() {
+    let server = Server::new("absent");
+    let error = server.refused(&["ls"], 3, "no store at postgres://");
+    assert_eq!(error["hint"], "`retake run FILE` makes one");
+    server.refused(&["ls"], 3, "no store at postgres://");
+    assert_eq!(server.retake(&["run", "steps.yaml"]).code, 5);
+    assert_eq!(server.json(&["ls"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn nobody_is_told_the_password() {
+    let server = Server::with_steps("password");
+    let password = server.url.split_once('@').unwrap().0.rsplit(':').next().unwrap().to_owned();
+    assert!(password.len() > 8, "the server of the tests wants a password");
+    let mut said = String::new();
+    for arguments in [
+        &["checkpoint", "otter", "--label", "good"][..],
+        &["rollback", "otter@1", "--yes"],
+        &["undo", "otter"],
+        &["op", "log", "otter"],
+        &["--json", "op", "log", "otter"],
+        &["show", "otter"],
+        &["resume", "otter"],
+        &["export", "otter"],
+        &["doctor"],
+        &["doctor", "--fix"],
+        &["show", "nobody"],
+        &["--key", "env:HOME", "ls"],
+        &["--help"],
+    ] {
+        let done = server.retake(arguments);
+        said = format!("{said}\n{} {}", done.stdout, done.stderr);
+    }
+    let help = server.place.command(&["--help"]).env("RETAKE_STORE", &server.url).output().unwrap();
+    said.push_str(&String::from_utf8(help.stdout).unwrap());
+    assert!(!said.contains(&password), "{said}");
+    // What is to be typed next names the same store, and so does the log.
+    assert!(said.contains(&format!("--store '{}'", server.shown())), "{said}");
+    assert!(said.contains(&format!("--store {} rollback", server.shown())), "{said}");
+}
+
+#[test]
+fn a_url_that_cannot_be_used_says_why_and_not_what() {
+    let place = Place::empty();
+    for (rest, code, why) in [
+        ("ann:hunter2@db:port/work", 2, "port"),
+        ("ann:a/hunter2@db/work", 2, "`%2F`"),
+        ("ann:hunter2@db/work?sslmode=maybe", 2, "`sslmode` is one of"),
+        ("ann:hunter2@db/work?color=red", 2, "parameter that is not known"),
+        ("ann:hunter2@db/work?schema=pg_mine", 2, "schema"),
+        ("ann:hunter2@127.0.0.1:1/work", 6, "connecting failed"),
+    ] {
+        let error = place.refused(&["--store", &format!("postgres://{rest}"), "ls"], code, why);
+        assert!(!error.to_string().contains(PASSWORD), "{error}");
+    }
+}
+
+#[test]
+fn a_login_that_is_refused_ends_with_the_code_of_the_store() {
+    let server = Server::new("login");
+    let (login, rest) = server.url.split_once('@').unwrap();
+    let (user, _) = login.rsplit_once(':').unwrap();
+    let error = server.place.refused(&["--store", &format!("{user}:{PASSWORD}@{rest}"), "ls"], 6, "28P01");
+    assert!(!error.to_string().contains(PASSWORD), "{error}");
+}
+
+#[test]
+fn the_password_may_come_from_the_surroundings() {
+    let server = Server::with_steps("surroundings");
+    let password = server.url.split_once('@').unwrap().0.rsplit(':').next().unwrap().to_owned();
+    let mut command = server.place.command(&["--json", "ls"]);
+    let done = command.env("RETAKE_STORE", server.shown()).env("PGPASSWORD", password).output().unwrap();
+    let runs: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(runs[0]["name"], "otter");
+}
+
+#[test]
+fn what_is_of_the_file_store_only_is_refused() {
+    let server = Server::with_steps("refused");
+    let error = server.refused(&["doctor", "--fix"], 2, "cannot be repaired from outside");
+    assert!(error["hint"].as_str().unwrap().contains("restore the database from a backup"), "{error}");
+    server.place.write("key", &"0f".repeat(32));
+    server.refused(&["--key", "file:key", "ls"], 6, "is not encrypted by retake");
+    server.refused(&["key", "rotate", "--to", "file:key"], 2, "has no key");
+    assert_eq!(server.json(&["doctor"])["encrypted"], json!(false));
+}
