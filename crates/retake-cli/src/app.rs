@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use retake::clock::{Clock, SystemClock};
 use retake::engine::kinds::{LlmDefaults, Network, NetworkError, Prices};
-use retake::engine::{Engine, EnvironmentSecrets, FileSecrets, Registry, Secrets};
+use retake::engine::{Engine, EnvironmentSecrets, FileSecrets, Registry, Secrets, TraceContext};
 use retake::store::{MemoryStore, NewOperation, Options, PostgresStore, SqliteStore, Store, StoreError};
+use retake::telemetry::Observed;
 
 use crate::arguments::{Arguments, STORE_DEFAULT};
 use crate::failure::{Code, Failure};
@@ -26,6 +27,7 @@ pub(crate) struct App {
     keys: Vec<String>,
     allow_network: Option<String>,
     proxy: Option<String>,
+    trace_context: Option<Arc<dyn TraceContext>>,
 }
 
 /// Where a store is.
@@ -37,7 +39,11 @@ enum Location {
 }
 
 impl App {
-    pub(crate) fn new(arguments: &Arguments, output: Output) -> Self {
+    pub(crate) fn new(
+        arguments: &Arguments,
+        output: Output,
+        trace_context: Option<Arc<dyn TraceContext>>,
+    ) -> Self {
         Self {
             output,
             clock: Arc::new(SystemClock::default()),
@@ -47,6 +53,7 @@ impl App {
             keys: arguments.key.clone(),
             allow_network: arguments.allow_network.clone(),
             proxy: arguments.proxy.clone(),
+            trace_context,
         }
     }
 
@@ -77,24 +84,24 @@ impl App {
     /// Opens the store, making it where there is none: for commands that start something.
     pub(crate) async fn make_store(&self) -> Result<Arc<dyn Store>, Failure> {
         Ok(match self.location()? {
-            Location::Sqlite(path) => Arc::new(SqliteStore::open_with(path, self.options()?)?),
+            Location::Sqlite(path) => observed(SqliteStore::open_with(path, self.options()?)?, "sqlite"),
             Location::Postgres(url) => {
                 self.refuse_keys()?;
-                Arc::new(PostgresStore::connect(&url).await?)
+                observed(PostgresStore::connect(&url).await?, "postgresql")
             }
-            Location::Memory => Arc::new(MemoryStore::new()),
+            Location::Memory => observed(MemoryStore::new(), "memory"),
         })
     }
 
     /// Opens a store that must be there.
     pub(crate) async fn store(&self) -> Result<Arc<dyn Store>, Failure> {
         Ok(match self.location()? {
-            Location::Sqlite(path) => Arc::new(self.sqlite_store(&path)?),
+            Location::Sqlite(path) => observed(self.sqlite_store(&path)?, "sqlite"),
             Location::Postgres(url) => {
                 self.refuse_keys()?;
-                Arc::new(PostgresStore::connect_existing(&url).await?)
+                observed(PostgresStore::connect_existing(&url).await?, "postgresql")
             }
-            Location::Memory => Arc::new(MemoryStore::new()),
+            Location::Memory => observed(MemoryStore::new(), "memory"),
         })
     }
 
@@ -120,7 +127,10 @@ impl App {
             .with_clock(Arc::clone(&self.clock))
             .with_registry(Registry::within(self.network()?, self.llm_defaults()?))
             .with_secrets(self.secrets()?);
-        Ok(engine)
+        Ok(match &self.trace_context {
+            Some(trace_context) => engine.with_trace_context(Arc::clone(trace_context)),
+            None => engine,
+        })
     }
 
     /// Returns who is asking, and for what, for the operation log.
@@ -274,6 +284,11 @@ fn quoted(word: &str) -> String {
         true => format!("'{word}'"),
         false => word.to_owned(),
     }
+}
+
+/// Returns a store that tells of what is committed to it.
+fn observed(store: impl Store + 'static, system: &'static str) -> Arc<dyn Store> {
+    Arc::new(Observed::new(Arc::new(store), system))
 }
 
 /// Tells whether there is no store at a path, and never was: a process that died as it began leaves an empty file.

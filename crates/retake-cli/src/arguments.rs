@@ -47,6 +47,14 @@ pub(crate) struct Arguments {
     #[arg(long, global = true, env = "RETAKE_PROXY", value_name = "URL", hide_env_values = true)]
     pub(crate) proxy: Option<String>,
 
+    /// Say on stderr what the command does: `info`, or what to say of what, as `retake::store=debug,warn`
+    #[arg(long, global = true, env = "RETAKE_LOG", value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+
+    /// Serve metrics for Prometheus at a port of this machine, or at HOST:PORT, while the command runs
+    #[arg(long, global = true, env = "RETAKE_METRICS", value_name = "PORT")]
+    pub(crate) metrics: Option<String>,
+
     #[command(subcommand)]
     pub(crate) command: Command,
 }

@@ -15,6 +15,7 @@ mod progress;
 mod question;
 mod signals;
 mod table;
+mod telemetry;
 mod wording;
 
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ use clap::Parser;
 
 use crate::app::App;
 use crate::arguments::Arguments;
+use crate::telemetry::Telemetry;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -36,11 +38,17 @@ fn main() -> ExitCode {
     };
     let code = runtime.block_on(async {
         signals::survive_file_size_limits();
-        let app = App::new(&arguments, output.clone());
-        match command::execute(&app, arguments.command).await {
+        let telemetry = match Telemetry::start(&arguments, &output).await {
+            Ok(telemetry) => telemetry,
+            Err(failure) => return output.fail(&failure),
+        };
+        let app = App::new(&arguments, output.clone(), telemetry.trace_context());
+        let code = match telemetry.within(command::execute(&app, arguments.command)).await {
             Ok(code) => code,
             Err(failure) => output.fail(&failure),
-        }
+        };
+        telemetry.finish().await;
+        code
     });
     // What a node's handler still does must not keep the command from ending.
     runtime.shutdown_background();
