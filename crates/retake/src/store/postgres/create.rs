@@ -56,6 +56,7 @@ pub(super) struct Creation {
 /// What a creation made.
 #[derive(Debug)]
 pub(super) struct Created {
+    pub(super) key: i64,
     pub(super) record: CheckpointRecord,
     /// What is known of it then; `None` for a fork.
     known: Option<Known>,
@@ -193,7 +194,7 @@ impl Creation {
             log,
             reach: commit::reach_of_root(length),
         });
-        Ok(Created { record, known })
+        Ok(Created { key, record, known })
     }
 
     /// Returns the conflict that a failure stands for, if it does.
