@@ -65,18 +65,19 @@ impl App {
         app
     }
 
-    /// Tells whether there is a store already.
-    pub(crate) fn has_store(&self) -> Result<bool, Failure> {
-        Ok(match self.location()? {
-            Location::Sqlite(path) => !is_nothing(&path),
-            Location::Memory => false,
-        })
+    /// Opens the store; `None` where there is none.
+    pub(crate) async fn store_if_any(&self) -> Result<Option<Arc<dyn Store>>, Failure> {
+        match self.store().await {
+            Ok(store) => Ok(Some(store)),
+            Err(failure) if failure.code == Code::NotFound => Ok(None),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Tells whether the store ends with this command.
     pub(crate) fn is_in_memory(&self) -> Result<bool, Failure> {
         Ok(match self.location()? {
-            Location::Sqlite(_) => false,
+            Location::Sqlite(_) | Location::Postgres(_) => false,
             Location::Memory => true,
         })
     }

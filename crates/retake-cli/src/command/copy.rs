@@ -69,7 +69,7 @@ enum Word {
 impl Copy {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let (source, target) = self.places(app)?;
-        let from = source.store()?;
+        let from = source.store().await?;
         let runs = if self.runs.is_empty() {
             let mut runs = from.executions(&ExecutionFilter::default()).await?;
             // Origins before their forks.
@@ -88,9 +88,8 @@ impl Copy {
         let mode = if self.dry_run { TransferMode::Look } else { TransferMode::Write };
         // A look must not leave a store behind where there is none.
         let to = match mode {
-            TransferMode::Look if !target.has_store()? => None,
-            TransferMode::Look => Some(target.store()?),
-            TransferMode::Write => Some(target.make_store()?),
+            TransferMode::Look => target.store_if_any().await?,
+            TransferMode::Write => Some(target.make_store().await?),
         };
         let mut done = Vec::with_capacity(runs.len());
         let count = runs.len();

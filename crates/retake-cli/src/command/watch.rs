@@ -56,7 +56,7 @@ struct View<'app> {
 
 impl Watch {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let store = app.store()?;
+        let store = app.store().await?;
         let mut wishes =
             Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
         let since = match self.after {
