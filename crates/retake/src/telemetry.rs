@@ -12,8 +12,10 @@ pub use instrument::measure;
 pub use instrument::{INSTRUMENTS, Instrument, InstrumentKind, show_depths};
 pub use observed::Observed;
 
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) use instrument::BATCH_SIZE;
+#[cfg(feature = "postgres")]
+pub(crate) use instrument::CONNECTION_LOSSES;
 #[cfg(feature = "engine")]
 pub(crate) use instrument::{
     EXECUTIONS, EXECUTIONS_ACTIVE, NODE_DURATION, NODE_RETRIES, NODES, NODES_ACTIVE, Raised, TOKENS,

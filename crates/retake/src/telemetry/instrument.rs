@@ -102,6 +102,15 @@ pub(crate) static LEASE_LOSSES: Instrument = Instrument {
     attributes: &["db.system.name"],
 };
 
+pub(crate) static CONNECTION_LOSSES: Instrument = Instrument {
+    name: "retake.connection.losses",
+    kind: InstrumentKind::Counter,
+    unit: "{connection}",
+    description: "Connections to the store's server that were lost or given up while they were in use.",
+    bounds: &[],
+    attributes: &["db.system.name"],
+};
+
 pub(crate) static CLAIMS: Instrument = Instrument {
     name: "retake.claims",
     kind: InstrumentKind::Counter,
@@ -194,6 +203,7 @@ pub static INSTRUMENTS: &[&Instrument] = &[
     &COMMIT_DURATION,
     &BATCH_SIZE,
     &LEASE_LOSSES,
+    &CONNECTION_LOSSES,
     &CLAIMS,
     &QUEUE_DEPTH,
     &EXECUTIONS,

@@ -18,6 +18,7 @@ use super::db::Db;
 use super::fault;
 use super::write::{self, Write};
 use crate::store::{Stats, StoreError};
+use crate::telemetry::BATCH_SIZE;
 
 /// Writes that may wait; whoever brings another waits for room.
 const QUEUE_MAX: usize = 1_024;
@@ -111,6 +112,7 @@ impl Batcher {
     pub(super) fn count(&self, writes: usize) {
         self.writes.fetch_add(writes as u64, Ordering::Relaxed);
         self.transactions.fetch_add(1, Ordering::Relaxed);
+        BATCH_SIZE.record(writes as f64, [("db.system.name", "postgresql".into())]);
     }
 
     fn lock(&self) -> MutexGuard<'_, Gathering> {

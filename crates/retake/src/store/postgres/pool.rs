@@ -12,6 +12,7 @@ use super::connect::Connection;
 use super::fault::{Fault, Link};
 use super::tls::Connector;
 use crate::store::StoreError;
+use crate::telemetry::CONNECTION_LOSSES;
 
 /// Pauses between attempts to connect begin with this, and double.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -147,7 +148,11 @@ impl Held {
         let connection = self.connection.take();
         match (link, connection) {
             (Link::Whole, Some(connection)) if !connection.client.is_closed() => self.pool.keep(connection),
-            (Link::Whole | Link::Lost, Some(connection)) => connection.cut(),
+            (Link::Whole | Link::Lost, Some(connection)) => {
+                tracing::warn!("a connection to the server was lost");
+                CONNECTION_LOSSES.add(1, [("db.system.name", "postgresql".into())]);
+                connection.cut();
+            }
             (Link::Whole | Link::Lost, None) => {}
         }
     }
