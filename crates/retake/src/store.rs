@@ -63,7 +63,7 @@ pub use memory::MemoryStore;
 pub use postgres::{PostgresOptions, PostgresStore};
 pub use queue::{
     CLAIMS_MAX, Claim, Claimed, Limit, QUEUE_DEFAULT, QUEUE_NAME_BYTES_MAX, Queue, QueueDepth, REQUIRES_MAX,
-    Settlement, StaleLease, Submitted, Ticket, WorkerRecord, WorkerReport,
+    Settlement, StaleLease, Submitted, Ticket, TicketRecord, TicketStand, WorkerRecord, WorkerReport,
 };
 pub use record::{
     Ask, Cause, CheckpointRecord, Commit, ExecutionFilter, ExecutionRecord, HistoryPage, Lease,

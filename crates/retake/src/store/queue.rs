@@ -210,6 +210,37 @@ pub struct WorkerRecord {
     pub seen_at: DateTime<Utc>,
 }
 
+/// How a ticket stands, as the next claim would see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TicketStand {
+    /// A worker could claim it now, limits aside.
+    Due,
+    /// It is due later.
+    Delayed,
+    /// It waits for somebody.
+    Held,
+    /// A worker has claimed it.
+    Claimed,
+    /// Nobody claims it any more ([`CLAIMS_MAX`]).
+    Stuck,
+}
+
+/// What a store knows of a ticket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TicketRecord {
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// The name of the queue that it waits in.
+    pub queue: String,
+    /// How urgent it is.
+    pub priority: i32,
+    /// How it stands.
+    pub stands: TicketStand,
+    /// When it is due, where that is later.
+    pub due_at: Option<DateTime<Utc>>,
+}
+
 /// How many tickets of a queue stand how.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct QueueDepth {
@@ -313,6 +344,9 @@ pub trait Queue: Store {
 
     /// Returns all limits: those on queues, then those on workflows, each in the order of their names.
     async fn limits(&self) -> Result<Vec<Limit>, StoreError>;
+
+    /// Returns the tickets of these executions, in the order of their ids. Those that have none are left out. Costs these.
+    async fn tickets(&self, of: &[ExecutionId]) -> Result<Vec<TicketRecord>, StoreError>;
 
     /// Returns how many tickets stand how, by queue, in the order of the names. Costs the tickets.
     async fn depths(&self) -> Result<Vec<QueueDepth>, StoreError>;

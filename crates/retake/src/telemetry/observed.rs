@@ -14,7 +14,7 @@ use crate::store::{
     Cause, CheckpointRecord, Claim, Claimed, Commit, Conflict, ExecutionFilter, ExecutionRecord, Feed,
     FeedPage, History, HistoryPage, Image, Lease, Limit, NewCheckpoint, NewExecution, Note, OperationRecord,
     Queue, QueueDepth, Report, Request, Seq, Settlement, StaleLease, Store, StoreError, Submitted, Ticket,
-    WorkerRecord, WorkerReport,
+    TicketRecord, WorkerRecord, WorkerReport,
 };
 
 /// A store that tells of its commits, claims and lost leases, and is otherwise the store that it was made of.
@@ -273,6 +273,10 @@ impl<Q: Queue + ?Sized> Queue for Observed<Q> {
 
     async fn limits(&self) -> Result<Vec<Limit>, StoreError> {
         self.inner.limits().await
+    }
+
+    async fn tickets(&self, of: &[ExecutionId]) -> Result<Vec<TicketRecord>, StoreError> {
+        self.inner.tickets(of).await
     }
 
     async fn depths(&self) -> Result<Vec<QueueDepth>, StoreError> {

@@ -13,7 +13,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::execution::{ExecutionId, ExecutionState};
 use crate::store::{
     CLAIMS_MAX, Cause, Claim, Claimed, Commit, Conflict, Lease, QUEUE_DEFAULT, QUEUE_NAME_BYTES_MAX, Queue,
-    QueueDepth, REQUIRES_MAX, Settlement, StoreError, StoreExt, Submitted, Ticket, WorkerReport,
+    QueueDepth, REQUIRES_MAX, Settlement, StoreError, StoreExt, Submitted, Ticket, TicketRecord, TicketStand,
+    WorkerReport,
 };
 
 pub(super) const TTL: Duration = Duration::from_secs(30);
@@ -54,6 +55,7 @@ cases![
     a_ticket_that_ends_its_workers_becomes_stuck_until_it_is_enqueued,
     a_settled_claim_is_none_in_a_row,
     depths_say_how_tickets_stand,
+    a_ticket_can_be_looked_at,
     names_that_cannot_be_kept_are_refused,
     any_other_name_is_kept,
     workers_are_known_until_they_retire,
@@ -644,6 +646,41 @@ async fn depths_say_how_tickets_stand(trial: Trial) {
     assert_eq!(queue.depths().await.expect("depths"), [one("Z"), x(4, 0, 1), one("\u{1f9a6}")]);
     trial.pass(TTL).await;
     assert_eq!(queue.depths().await.expect("depths"), [one("Z"), x(5, 0, 0), one("\u{1f9a6}")]);
+}
+
+async fn a_ticket_can_be_looked_at(trial: Trial) {
+    let queue = trial.queue().await;
+    let none = trial.begin("none").await;
+    let held = ticketed(&trial, "held", in_queue("x")).await;
+    queue.settle(&take(&trial).await.lease, Settlement::Held).await.expect("settled");
+    let claimed = ticketed(&trial, "claimed", in_queue("x")).await;
+    take(&trial).await;
+    let delayed = ticketed(&trial, "delayed", Ticket { delay: SECOND * 10, ..in_queue("y") }).await;
+    let due = ticketed(&trial, "due", Ticket { priority: -3, ..in_queue("x") }).await;
+    let all = [none, held, claimed, delayed, due];
+    let mut wanted = [
+        (held, "x", 0, TicketStand::Held, false),
+        (claimed, "x", 0, TicketStand::Claimed, false),
+        (delayed, "y", 0, TicketStand::Delayed, true),
+        (due, "x", -3, TicketStand::Due, false),
+    ];
+    wanted.sort_by_key(|(id, ..)| *id);
+    let found = queue.tickets(&all).await.expect("tickets");
+    let of = |ticket: &TicketRecord| {
+        (ticket.execution_id, ticket.priority, ticket.stands, ticket.due_at.is_some())
+    };
+    let is = |(id, _, priority, stands, later): (ExecutionId, &str, i32, TicketStand, bool)| {
+        (id, priority, stands, later)
+    };
+    assert_eq!(found.iter().map(of).collect::<Vec<_>>(), wanted.map(is));
+    let queues: Vec<&str> = found.iter().map(|ticket| ticket.queue.as_str()).collect();
+    assert_eq!(queues, wanted.map(|(_, queue, ..)| queue));
+    assert_eq!(queue.tickets(&[]).await.expect("tickets"), []);
+    trial.pass(SECOND * 11).await;
+    let later = queue.tickets(&[delayed]).await.expect("tickets");
+    assert_eq!((later[0].stands, later[0].due_at), (TicketStand::Due, None));
+    trial.pass(TTL).await;
+    assert_eq!(queue.tickets(&[claimed]).await.expect("tickets")[0].stands, TicketStand::Due);
 }
 
 async fn names_that_cannot_be_kept_are_refused(trial: Trial) {

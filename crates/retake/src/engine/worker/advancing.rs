@@ -52,13 +52,14 @@ impl Bench {
                 (held, leaving, 0)
             }
             Ok(run) => {
+                let name = run.name().to_owned();
                 let (settled, held) = self.drive(*run).await;
                 match settled {
                     Ok(settled) => {
                         let ended = u64::from(settled.settlement == Settlement::Done);
                         (held, left(settled), ended)
                     }
-                    Err(error) => (held, leaving(id, "", &error), 0),
+                    Err(error) => (held, leaving(id, &name, &error), 0),
                 }
             }
         };
@@ -88,7 +89,7 @@ impl Bench {
         let held = Held::of(self.engine.store(), lease);
         let record = match self.engine.store().require(id).await {
             Ok(record) => record,
-            Err(error) => return Err(Box::new((held, leaving(id, "", &error.into())))),
+            Err(error) => return Err(Box::new((held, leaving(id, &id.to_string(), &error.into())))),
         };
         match self.rests_for(&record).await {
             Ok(None) => {}
@@ -212,26 +213,28 @@ fn left(settled: Settled) -> Leaving {
 
 /// Returns how to leave an execution that could not be advanced.
 fn leaving(execution: ExecutionId, name: &str, error: &EngineError) -> Leaving {
-    let why = chain(error);
+    let (name, why) = (name.to_owned(), chain(error));
     let again = |delay| Some(Settlement::Again { delay });
     let (settlement, event) = match error {
         // Somebody else has it, or removed it.
         EngineError::Store(StoreError::Conflict(Conflict::Fenced { .. } | Conflict::HeadMoved { .. }))
-        | EngineError::Store(StoreError::NoExecution(_)) => (None, WorkerEvent::Lost { execution, why }),
+        | EngineError::Store(StoreError::NoExecution(_)) => {
+            (None, WorkerEvent::Lost { execution, name, why })
+        }
         EngineError::Store(StoreError::NewerFormat { .. })
         | EngineError::StoredDefinition(_)
         | EngineError::Workflow(_)
         | EngineError::Config(_)
-        | EngineError::NoHandler { .. } => (again(LEFT_FOR), WorkerEvent::Left { execution, why }),
+        | EngineError::NoHandler { .. } => (again(LEFT_FOR), WorkerEvent::Left { execution, name, why }),
         EngineError::Store(error) if error.is_retryable() => {
-            (again(FAILED_FOR), WorkerEvent::Lost { execution, why })
+            (again(FAILED_FOR), WorkerEvent::Lost { execution, name, why })
         }
         EngineError::Cancelled { .. } | EngineError::Rejected { .. } => {
-            (Some(Settlement::Done), WorkerEvent::Lost { execution, why })
+            (Some(Settlement::Done), WorkerEvent::Lost { execution, name, why })
         }
         // Only a person can tell what is to become of it.
         EngineError::Interrupted { .. } | EngineError::InterruptedCompensation { .. } | _ => {
-            (Some(Settlement::Held), WorkerEvent::Held { execution, name: name.to_owned(), why })
+            (Some(Settlement::Held), WorkerEvent::Held { execution, name, why })
         }
     };
     Leaving { settlement, event: Some(event) }

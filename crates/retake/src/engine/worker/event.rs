@@ -88,6 +88,8 @@ pub enum WorkerEvent {
     Left {
         /// The execution.
         execution: ExecutionId,
+        /// Its readable name.
+        name: String,
         /// Why.
         why: String,
     },
@@ -95,6 +97,8 @@ pub enum WorkerEvent {
     Lost {
         /// The execution.
         execution: ExecutionId,
+        /// Its readable name.
+        name: String,
         /// Why.
         why: String,
     },

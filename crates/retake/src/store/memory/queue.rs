@@ -14,7 +14,7 @@ use crate::execution::ExecutionId;
 use crate::store::queue::TIME_MAX;
 use crate::store::{
     CLAIMS_MAX, Claim, Claimed, Lease, Limit, NewCheckpoint, NewExecution, Queue, QueueDepth, Settlement,
-    StaleLease, StoreError, Submitted, Ticket, WorkerRecord, WorkerReport,
+    StaleLease, StoreError, Submitted, Ticket, TicketRecord, TicketStand, WorkerRecord, WorkerReport,
 };
 
 /// All that is kept for handing executions out.
@@ -184,17 +184,29 @@ impl Slip {
         }
     }
 
-    fn count(&self, depth: &mut QueueDepth, execution: &Execution, now: Duration) {
-        let counted = match &self.stand {
-            Stand::Claimed { fence, .. } if execution.is_held_by(*fence, now) => &mut depth.claimed,
-            Stand::Claimed { after: After::Settlement, .. } if self.claims >= CLAIMS_MAX => &mut depth.stuck,
-            Stand::Claimed { after: After::Settlement, .. } => &mut depth.due,
-            Stand::Claimed { after: After::Again, .. } | Stand::Waiting if self.due > now => {
-                &mut depth.delayed
+    fn stands(&self, execution: &Execution, now: Duration) -> TicketStand {
+        match &self.stand {
+            Stand::Claimed { fence, .. } if execution.is_held_by(*fence, now) => TicketStand::Claimed,
+            Stand::Claimed { after: After::Settlement, .. } if self.claims >= CLAIMS_MAX => {
+                TicketStand::Stuck
             }
-            Stand::Claimed { after: After::Again, .. } | Stand::Waiting => &mut depth.due,
-            Stand::Held => &mut depth.held,
-            Stand::Stuck => &mut depth.stuck,
+            Stand::Claimed { after: After::Settlement, .. } => TicketStand::Due,
+            Stand::Claimed { after: After::Again, .. } | Stand::Waiting if self.due > now => {
+                TicketStand::Delayed
+            }
+            Stand::Claimed { after: After::Again, .. } | Stand::Waiting => TicketStand::Due,
+            Stand::Held => TicketStand::Held,
+            Stand::Stuck => TicketStand::Stuck,
+        }
+    }
+
+    fn count(&self, depth: &mut QueueDepth, execution: &Execution, now: Duration) {
+        let counted = match self.stands(execution, now) {
+            TicketStand::Due => &mut depth.due,
+            TicketStand::Delayed => &mut depth.delayed,
+            TicketStand::Held => &mut depth.held,
+            TicketStand::Claimed => &mut depth.claimed,
+            TicketStand::Stuck => &mut depth.stuck,
         };
         *counted += 1;
     }
@@ -439,6 +451,26 @@ impl Queue for MemoryStore {
             per: *per,
         });
         Ok(running.chain(starts).collect())
+    }
+
+    async fn tickets(&self, of: &[ExecutionId]) -> Result<Vec<TicketRecord>, StoreError> {
+        let (kept, elapsed, now) = (self.kept(), self.clock.elapsed(), self.clock.now());
+        let record = |id: &ExecutionId| {
+            let (slip, execution) = (kept.desk.slips.get(id)?, kept.executions.get(id)?);
+            let stands = slip.stands(execution, elapsed);
+            let due_at = || {
+                let left = TimeDelta::from_std(slip.due.saturating_sub(elapsed)).ok()?;
+                now.checked_add_signed(left)
+            };
+            Some(TicketRecord {
+                execution_id: *id,
+                queue: slip.queue.clone(),
+                priority: slip.priority,
+                stands,
+                due_at: if stands == TicketStand::Delayed { due_at() } else { None },
+            })
+        };
+        Ok(of.iter().collect::<BTreeSet<_>>().into_iter().filter_map(record).collect())
     }
 
     async fn depths(&self) -> Result<Vec<QueueDepth>, StoreError> {

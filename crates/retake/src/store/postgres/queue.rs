@@ -23,7 +23,7 @@ use crate::execution::ExecutionId;
 use crate::store::hash::{Hash, first_bytes};
 use crate::store::{
     Claim, Claimed, Conflict, Lease, Limit, NewCheckpoint, NewExecution, Queue, QueueDepth, Settlement,
-    StaleLease, StoreError, Submitted, Ticket, WorkerRecord, WorkerReport, column,
+    StaleLease, StoreError, Submitted, Ticket, TicketRecord, WorkerRecord, WorkerReport, column,
 };
 
 /// How often a submission is tried that others are in the way of.
@@ -283,6 +283,10 @@ impl Queue for PostgresStore {
 
     async fn limits(&self) -> Result<Vec<Limit>, StoreError> {
         limits::all(&self.shared).await
+    }
+
+    async fn tickets(&self, of: &[ExecutionId]) -> Result<Vec<TicketRecord>, StoreError> {
+        standing::tickets(&self.shared, of).await
     }
 
     async fn depths(&self) -> Result<Vec<QueueDepth>, StoreError> {

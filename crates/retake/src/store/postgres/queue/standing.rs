@@ -10,8 +10,11 @@ use super::super::Shared;
 use super::super::lease::change;
 use super::super::row::{damaged, get};
 use super::text;
+use crate::execution::ExecutionId;
 use crate::store::column::Damage;
-use crate::store::{CLAIMS_MAX, QueueDepth, StaleLease, StoreError, WorkerRecord, WorkerReport};
+use crate::store::{
+    CLAIMS_MAX, QueueDepth, StaleLease, StoreError, TicketRecord, TicketStand, WorkerRecord, WorkerReport,
+};
 
 /// As the next claim would see them. `$1`: [`CLAIMS_MAX`].
 const DEPTHS: &str = "
@@ -25,6 +28,22 @@ SELECT s.queue, s.stand, count(*) FROM (
         ELSE 'due' END AS stand
     FROM tickets t LEFT JOIN executions e ON t.stand = 'claimed' AND e.key = t.execution
 ) s GROUP BY 1, 2 ORDER BY 1";
+
+/// The same for these executions. `$1`: [`CLAIMS_MAX`], `$2`: the executions.
+const TICKETS: &str = "
+SELECT s.id, s.queue, s.priority, s.stand,
+    CASE s.stand WHEN 'delayed' THEN (extract(epoch FROM s.at) * 1000000)::bigint END
+FROM (
+    SELECT e.id, t.queue, t.priority::bigint AS priority,
+        CASE WHEN t.stand = 'claimed' THEN t.again ELSE t.due END AS at, CASE
+        WHEN t.stand = 'claimed' AND e.fence = t.claimed_fence AND e.lease_until > moment() THEN 'claimed'
+        WHEN t.stand = 'claimed' AND t.again IS NULL AND t.claims >= $1 THEN 'stuck'
+        WHEN t.stand = 'claimed' AND t.again > moment() THEN 'delayed'
+        WHEN t.stand = 'delayed' AND t.due > moment() THEN 'delayed'
+        WHEN t.stand IN ('held', 'stuck') THEN t.stand
+        ELSE 'due' END AS stand
+    FROM tickets t JOIN executions e ON e.key = t.execution WHERE e.id = ANY($2)
+) s ORDER BY s.id";
 
 const REPORT: &str = "
 INSERT INTO workers AS w (id, name, version, queues, concurrency, running, started_at, seen_at)
@@ -53,17 +72,44 @@ pub(super) async fn depths(shared: &Shared) -> Result<Vec<QueueDepth>, StoreErro
     Ok(depths.into_values().collect())
 }
 
+pub(super) async fn tickets(shared: &Shared, of: &[ExecutionId]) -> Result<Vec<TicketRecord>, StoreError> {
+    let claims_max = i32::try_from(CLAIMS_MAX).unwrap_or(i32::MAX);
+    let rows = shared.db.query("reading tickets", TICKETS, &[&claims_max, &of]).await?;
+    let tickets = rows.iter().map(ticket).collect::<Result<_, _>>();
+    tickets.map_err(|why| damaged("a ticket".to_owned(), why))
+}
+
+fn ticket(row: &Row) -> Result<TicketRecord, Damage> {
+    Ok(TicketRecord {
+        execution_id: get(row, 0)?,
+        queue: text(get(row, 1)?),
+        priority: i32::try_from(get::<i64>(row, 2)?).unwrap_or_default(),
+        stands: stand(get(row, 3)?)?,
+        due_at: if get::<Option<i64>>(row, 4)?.is_some() { Some(time(row, 4)?) } else { None },
+    })
+}
+
+fn stand(stand: &str) -> Result<TicketStand, Damage> {
+    Ok(match stand {
+        "due" => TicketStand::Due,
+        "delayed" => TicketStand::Delayed,
+        "held" => TicketStand::Held,
+        "claimed" => TicketStand::Claimed,
+        "stuck" => TicketStand::Stuck,
+        other => return Err(format!("no ticket stands `{other}`")),
+    })
+}
+
 fn count<'row>(row: &'row Row, depths: &mut BTreeMap<&'row [u8], QueueDepth>) -> Result<(), Damage> {
     let (queue, stand, count) = (get(row, 0)?, get(row, 1)?, get::<i64>(row, 2)?);
     let depth = depths.entry(queue);
     let depth = depth.or_insert_with(|| QueueDepth { queue: text(queue), ..QueueDepth::default() });
-    let counted = match stand {
-        "due" => &mut depth.due,
-        "delayed" => &mut depth.delayed,
-        "held" => &mut depth.held,
-        "claimed" => &mut depth.claimed,
-        "stuck" => &mut depth.stuck,
-        other => return Err(format!("no ticket stands `{other}`")),
+    let counted = match self::stand(stand)? {
+        TicketStand::Due => &mut depth.due,
+        TicketStand::Delayed => &mut depth.delayed,
+        TicketStand::Held => &mut depth.held,
+        TicketStand::Claimed => &mut depth.claimed,
+        TicketStand::Stuck => &mut depth.stuck,
     };
     *counted = u64::try_from(count).unwrap_or(0);
     Ok(())
