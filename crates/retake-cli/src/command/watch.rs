@@ -274,7 +274,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_store_that_cannot_be_read_is_waited_for_and_any_other_failure_is_told() {
-        let app = App::new(&Arguments::parse_from(["retake", "watch"]), Output::new(true));
+        let app = App::new(&Arguments::parse_from(["retake", "watch"]), Output::new(true), None);
         let position = begin(&MemoryStore::new(), Since::Start).await.unwrap();
         let mut view = View { app: &app, run: None, shown: None, position, is_lost: false };
         let gone = || StoreError::Io {
