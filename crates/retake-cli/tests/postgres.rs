@@ -89,6 +89,24 @@ fn a_schema_without_a_store_is_no_store_until_a_run_makes_it() {
 }
 
 #[test]
+fn a_run_is_copied_from_the_server_to_a_file_and_to_the_server_again() {
+    let (from, to) = (Server::with_steps("copied"), Server::new("copy"));
+    let told = |server: &Server| {
+        let log = server.json(&["log", "otter"]);
+        let ids: Vec<Value> = log.as_array().unwrap().iter().map(|point| point["id"].clone()).collect();
+        json!([ids, server.json(&["show", "otter"]), server.json(&["op", "log", "otter"])])
+    };
+    from.json(&["copy", "--to", "file.db"]);
+    let file = from.place.path().join("file.db").display().to_string();
+    let copy = ["copy", "--from", &file, "--to", &to.url];
+    to.place.json(&[&copy[..], &["--dry-run"]].concat());
+    to.refused(&["ls"], 3, "no store at");
+    to.place.json(&copy);
+    assert_eq!(told(&from), told(&to));
+    assert_eq!(to.json(&["doctor"])["sound"], true);
+}
+
+#[test]
 fn nobody_is_told_the_password() {
     let server = Server::with_steps("password");
     let password = server.url.split_once('@').unwrap().0.rsplit(':').next().unwrap().to_owned();
@@ -105,6 +123,8 @@ fn nobody_is_told_the_password() {
         &["export", "otter"],
         &["doctor"],
         &["doctor", "--fix"],
+        &["copy", "--to", "file.db"],
+        &["watch", "--once"],
         &["show", "nobody"],
         &["--key", "env:HOME", "ls"],
         &["--help"],
