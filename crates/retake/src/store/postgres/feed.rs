@@ -65,10 +65,10 @@ const OF_ONE_BEHIND: &str = points!(
      > $2::bigint::text::xid8 ORDER BY c.seq LIMIT $3::bigint"
 );
 
-/// Gives the points of another server's transactions, as a dump of that brings them, a place before all of this one's.
-/// Among those that the statement sees, no other has a number that is not given yet.
-const RENUMBER: &str =
-    "UPDATE checkpoints SET xid = '3'::xid8 WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())";
+/// Gives all points a place before those that are to come, where some have numbers of another server's transactions, as a
+/// dump of that brings them: numbers that this one has not given yet. Positions of the other server then are none of this.
+const RENUMBER: &str = "UPDATE checkpoints SET xid = '3'::xid8 WHERE xid > '3'::xid8 AND EXISTS \
+    (SELECT FROM checkpoints a WHERE a.xid >= pg_snapshot_xmax(pg_current_snapshot()))";
 
 /// What a look found.
 struct Look {
