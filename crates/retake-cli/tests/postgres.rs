@@ -185,3 +185,67 @@ fn what_is_of_the_file_store_only_is_refused() {
     server.refused(&["key", "rotate", "--to", "file:key"], 2, "has no key");
     assert_eq!(server.json(&["doctor"])["encrypted"], json!(false));
 }
+
+/// Returns the lines of an exported run, without what each store decides: how many bytes a point takes, which of two points
+/// with the same state another builds on, and so the hash.
+fn exported(place: &Place, arguments: &[&str]) -> Vec<Value> {
+    let text = place.text(&[&["export", "otter"], arguments].concat());
+    let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.pop().unwrap()["end"], "history");
+    for line in &mut lines {
+        line.as_object_mut().unwrap().retain(|key, _| !["size_bytes", "base"].contains(&key.as_str()));
+    }
+    lines
+}
+
+#[test]
+fn a_run_that_is_copied_to_a_server_and_back_says_the_same() {
+    let server = Server::new("copy");
+    let place = Place::with_sent_letter("otter");
+    place.json(&["checkpoint", "otter", "--label", "good"]);
+    let rollback = ["rollback", "otter@node:draft", "--set", "tone=warm", "--skip-effects", "--yes"];
+    place.json(&rollback);
+    place.json(&["undo", "otter"]);
+    let there = ["copy", "--to", &server.url];
+    assert_eq!(place.json(&[&there[..], &["--dry-run"]].concat())["copied"], 1);
+    server.refused(&["ls"], 3, "no store");
+    let copied = place.json(&there);
+    assert_eq!(copied["copied"], 1);
+    assert_eq!(place.json(&there)["same"], 1);
+    let back = place.json(&["copy", "--from", &server.url, "--to", "back.db"]);
+    assert_eq!((&back["copied"], &back["runs"][0]["checksum"]), (&json!(1), &copied["runs"][0]["checksum"]));
+    let said = exported(&place, &[]);
+    assert_eq!(exported(&place, &["--store", &server.url]), said);
+    assert_eq!(exported(&place, &["--store", "back.db"]), said);
+    assert_eq!(server.json(&["doctor"])["sound"], true);
+    // Straight from the server's row to the file's and back nothing changes at all.
+    let file = |store: &str| place.text(&["export", "otter", "--store", store]);
+    assert_eq!(place.json(&["copy", "--from", "back.db", "--to", "again.db"])["copied"], 1);
+    assert_eq!(file("back.db"), file("again.db"));
+}
+
+#[test]
+fn a_watch_goes_on_from_every_position_on_a_server() {
+    let server = Server::with_steps("watch");
+    let watched = |arguments: &[&str]| -> (Vec<Value>, i32) {
+        let done = server.retake(&[&["--json", "watch", "--once"], arguments].concat());
+        (done.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), done.code)
+    };
+    let (events, code) = watched(&[]);
+    assert_eq!((events[0]["event"].as_str(), code), (Some("watching"), 0));
+    assert_eq!(events[1..].iter().map(|event| &event["seq"]).collect::<Vec<_>>(), [1, 2, 3]);
+    for (index, event) in events.iter().enumerate() {
+        let (rest, _) = watched(&["otter", "--after", event["position"].as_str().unwrap()]);
+        assert_eq!(rest[1..], events[index + 1..]);
+    }
+    server.json(&["approve", "otter", "ok"]);
+    assert_eq!(server.retake(&["resume", "otter"]).code, 0);
+    let (rest, code) = watched(&["otter", "--after", events[3]["position"].as_str().unwrap()]);
+    assert_eq!((&rest.last().unwrap()["status"], code), (&json!("completed"), 0));
+    let here = Place::with_letter("heron");
+    here.refused(
+        &["watch", "--after", events[1]["position"].as_str().unwrap()],
+        2,
+        "one of a PostgreSQL store",
+    );
+}
