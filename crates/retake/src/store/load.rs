@@ -8,9 +8,7 @@ pub(super) const FLOOR_MIN: i64 = 32 * 1024;
 /// What reading a row costs beside the bytes of its body, in bytes.
 pub(super) const ROW_WEIGHT: i64 = 64;
 
-/// A keyframe is worth its bytes where it spares as much as this part of the state, and is thought of again when as much
-/// as the other part has been added.
-pub(super) const SPARED_MIN: i64 = 32;
+/// A keyframe that was not worth its bytes is thought of again when as much as this part of the state has been added.
 pub(super) const ADDED_MIN: i64 = 8;
 
 /// The way from a delta down to its nearest keyframe, or to the root, before either is in the file.
@@ -49,15 +47,15 @@ impl Load {
         }
     }
 
-    /// Returns a keyframe where one is due and worth its bytes, and counts it.
-    pub(super) fn frame(&mut self, state: &Image) -> Result<Option<Frame>, StoreError> {
+    /// Returns a keyframe where one is due and worth its bytes, and counts it: it spares as much as this part of the state.
+    pub(super) fn frame(&mut self, state: &Image, spared_min: i64) -> Result<Option<Frame>, StoreError> {
         if self.weight <= self.floor {
             return Ok(None);
         }
         let raw = state.to_delta().encode();
         let size = length(&raw);
         let spared = self.read.saturating_add(self.framed).saturating_sub(size);
-        if spared < size / SPARED_MIN {
+        if spared < size / spared_min {
             self.floor = self.weight.saturating_add(FLOOR_MIN.max(size / ADDED_MIN));
             return Ok(None);
         }

@@ -8,11 +8,15 @@ use super::chain::{self, Reader, Resolved};
 use super::known::Reach;
 use super::row;
 use crate::execution::ExecutionId;
-use crate::store::load::{ADDED_MIN, FLOOR_MIN, SPARED_MIN, length};
+use crate::store::load::{ADDED_MIN, FLOOR_MIN, length};
 use crate::store::{StoreError, body};
 
 /// Keyframes that are made at the same time. One that finds no room is made after a later commit.
 const FRAMES_MAX: usize = 2;
+
+/// A keyframe is worth its bytes where it spares as much as this part of the state. The server follows the links by
+/// itself, so that a state which only grew is read well from its deltas, and keyframes of it would double its room.
+pub(super) const SPARED_MIN: i64 = 4;
 
 /// Keeps a state whole as long as its delta is there.
 const INSERT: &str = "

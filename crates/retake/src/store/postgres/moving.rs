@@ -9,6 +9,7 @@ use super::Shared;
 use super::chain::{self, DeltaRow, Reader};
 use super::commit;
 use super::db::Transaction;
+use super::keeper::SPARED_MIN;
 use super::outage::Outage;
 use super::prune;
 use super::query;
@@ -245,7 +246,7 @@ fn prepack(
         Some(below) => below.below(raw, packed),
         None => Load::of_root(raw, packed),
     };
-    let frame = load.frame(state)?;
+    let frame = load.frame(state, SPARED_MIN)?;
     Ok((Prepacked { body: Some(body), frame }, load))
 }
 

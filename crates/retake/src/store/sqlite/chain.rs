@@ -17,8 +17,11 @@ use super::db::{self, Damage, Db};
 use super::guard::{Guard, Spot};
 use super::row::ExecutionRow;
 use crate::execution::ExecutionId;
-pub(super) use crate::store::load::{ADDED_MIN, FLOOR_MIN, ROW_WEIGHT, SPARED_MIN, length};
+pub(super) use crate::store::load::{ADDED_MIN, FLOOR_MIN, ROW_WEIGHT, length};
 use crate::store::{Delta, Image, Seq, StoreError};
+
+/// A keyframe is worth its bytes where it spares as much as this part of the state.
+pub(super) const SPARED_MIN: i64 = 32;
 
 /// A row of `deltas`.
 #[derive(Debug)]

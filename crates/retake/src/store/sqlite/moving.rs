@@ -128,7 +128,7 @@ fn prepack(
         Some(below) => below.below(raw, packed),
         None => Load::of_root(raw, packed),
     };
-    let frame = match load.frame(state)? {
+    let frame = match load.frame(state, chain::SPARED_MIN)? {
         Some(Frame { size, body }) => {
             let spot = Spot { table: "keyframes", owner: owner.0, number: owner.1 };
             Some(Frame { size, body: guard.hide_body(spot, body)? })
