@@ -57,7 +57,7 @@ impl PostgresSchema {
     /// # Panics
     /// Where that fails.
     pub async fn run(&self, sql: &str) -> Vec<Option<String>> {
-        run(&format!("SET search_path TO {}; {sql}", self.name)).await
+        run(&self.name, sql).await
     }
 
     /// Moves the time that leases go by ahead.
@@ -110,7 +110,7 @@ impl Drop for PostgresSchema {
         // Not on the runtime of the test, which waits for this.
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime").block_on(run(&sql));
+            runtime.expect("a runtime").block_on(run("public", &sql));
         });
         drop(dropping.join());
     }
@@ -122,10 +122,12 @@ fn server() -> String {
     )
 }
 
-async fn run(sql: &str) -> Vec<Option<String>> {
+async fn run(schema: &str, sql: &str) -> Vec<Option<String>> {
     let (client, connection) =
         tokio_postgres::connect(&server(), NoTls).await.expect("the server of the tests");
     let connection = tokio::spawn(connection);
+    // On its own: some statements must not stand beside others.
+    client.batch_execute(&format!("SET search_path TO {schema}")).await.expect("a schema");
     let messages = client.simple_query(sql).await.expect("a statement of a test");
     drop(client);
     drop(connection.await);

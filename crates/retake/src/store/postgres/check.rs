@@ -319,14 +319,14 @@ impl Check<'_> {
         }
     }
 
-    /// Looks for rows of executions that are not there.
+    /// Looks for rows that hang on others which are not there.
     async fn strays(&mut self) -> Result<(), StoreError> {
-        for (table, sql) in STRAYS {
+        for (table, of, sql) in STRAYS {
             let rows = self.shared.db.query("checking", sql, &[]).await?;
             let count = rows.first().map(|row| get::<i64>(row, 0)).transpose();
             let count = count.map_err(|why| damaged(format!("the table of {table}"), why))?.unwrap_or(0);
             if count > 0 {
-                self.problem(format!("{count} rows of {table} name none of executions"));
+                self.problem(format!("{count} rows of {table} name none of {of}"));
             }
         }
         Ok(())
@@ -349,26 +349,36 @@ impl Check<'_> {
     }
 }
 
-/// What hangs on executions, and counts those of its rows whose execution is not there.
-const STRAYS: [(&str, &str); 5] = [
+/// What hangs on what, and counts those of its rows for which that is not there.
+const STRAYS: [(&str, &str, &str); 6] = [
+    (
+        "keyframes",
+        "deltas",
+        "SELECT count(*) FROM keyframes r WHERE NOT EXISTS (SELECT FROM deltas d WHERE d.key = r.delta)",
+    ),
     (
         "checkpoints",
+        "executions",
         "SELECT count(*) FROM checkpoints r WHERE NOT EXISTS (SELECT FROM executions e WHERE e.key = r.execution)",
     ),
     (
         "gaps",
+        "executions",
         "SELECT count(*) FROM gaps r WHERE NOT EXISTS (SELECT FROM executions e WHERE e.key = r.execution)",
     ),
     (
         "operations",
+        "executions",
         "SELECT count(*) FROM operations r WHERE NOT EXISTS (SELECT FROM executions e WHERE e.key = r.execution)",
     ),
     (
         "requests",
+        "executions",
         "SELECT count(*) FROM requests r WHERE NOT EXISTS (SELECT FROM executions e WHERE e.key = r.execution)",
     ),
     (
         "execution_workflows",
+        "executions",
         "SELECT count(*) FROM execution_workflows r WHERE NOT EXISTS \
          (SELECT FROM executions e WHERE e.key = r.execution)",
     ),
