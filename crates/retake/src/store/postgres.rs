@@ -118,7 +118,7 @@ struct Shared {
     batcher: Arc<Batcher>,
     looks: Arc<Looks>,
     keeper: Keeper,
-    bell: Bell,
+    bell: Arc<Bell>,
 }
 
 impl Shared {
@@ -129,7 +129,7 @@ impl Shared {
             keys: Keys::new(),
             cache: Cache::default(),
             batcher: Arc::new(Batcher::new(db.clone())),
-            bell: Bell::default(),
+            bell: Arc::default(),
             looks: Arc::new(Looks::new(db.clone())),
             keeper: Keeper::default(),
             db,

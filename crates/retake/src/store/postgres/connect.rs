@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 
+use futures_util::{StreamExt, stream};
 use tokio::runtime;
+use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
-use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow, Statement};
+use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage, SimpleQueryRow, Statement};
 
 use super::PostgresOptions;
 use super::address::Address;
@@ -47,11 +49,14 @@ impl std::fmt::Debug for Connection {
 
 impl Connection {
     /// Connects, and makes sure that the server keeps what it acknowledges.
+    ///
+    /// What the server announces is told to `hear`, where that has room, until the connection ends.
     pub(super) async fn open(
         address: &Address,
         connector: &Connector,
         options: &PostgresOptions,
         deadline: Instant,
+        hear: Option<mpsc::Sender<()>>,
     ) -> Result<Self, Fault> {
         let deadline = deadline.min(Instant::now() + options.connect_timeout);
         let late = || {
@@ -60,11 +65,17 @@ impl Connection {
         };
         let config = address.config(options);
         let connected = timeout_at(deadline, config.connect(connector.clone())).await.map_err(|_| late())?;
-        let (client, connection) =
+        let (client, mut connection) =
             connected.map_err(|error| Fault::new(address.location(), CONNECTING, error))?;
         let task = tokio::spawn(async move {
             // Whoever waits for an answer is told.
-            drop(connection.await);
+            let mut messages = stream::poll_fn(|context| connection.poll_message(context));
+            while let Some(Ok(message)) = messages.next().await {
+                if let (AsyncMessage::Notification(_), Some(hear)) = (message, &hear) {
+                    // Where there is no room, it is told already.
+                    let _ = hear.try_send(());
+                }
+            }
         });
         let mut connection = Self {
             client,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use futures_util::future::{join, try_join_all};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, SimpleQueryMessage, Statement};
@@ -63,6 +64,15 @@ impl Db {
         let held = self.pool.take("connecting", self.deadline(), Patience::None).await;
         held.map_err(|fault| fault.error)?.give_back(Link::Whole);
         Ok(())
+    }
+
+    /// Makes a connection of its own that listens to a channel, and tells what is announced there until it ends.
+    pub(super) async fn listen(
+        &self,
+        channel: &str,
+        hear: mpsc::Sender<()>,
+    ) -> Result<Connection, StoreError> {
+        self.pool.listen(channel, hear).await.map_err(|fault| fault.error)
     }
 
     /// Reads. Where the connection is lost, reads by another one, until the deadline: the statement must change nothing.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::PostgresOptions;
@@ -85,8 +85,8 @@ impl Pool {
     async fn connect(&self, deadline: Instant, patience: Patience) -> Result<Connection, Fault> {
         let mut pause = PAUSE_MIN;
         loop {
-            let fault = match Connection::open(&self.address, &self.connector, &self.options, deadline).await
-            {
+            let opening = Connection::open(&self.address, &self.connector, &self.options, deadline, None);
+            let fault = match opening.await {
                 Ok(connection) => return Ok(connection),
                 Err(fault) => fault,
             };
@@ -97,6 +97,17 @@ impl Pool {
             sleep_until(next).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    /// Makes a connection of its own that listens to a channel, and tells what is announced there.
+    pub(super) async fn listen(&self, channel: &str, hear: mpsc::Sender<()>) -> Result<Connection, Fault> {
+        let deadline = Instant::now() + self.options.connect_timeout;
+        let opening =
+            Connection::open(&self.address, &self.connector, &self.options, deadline, Some(hear)).await?;
+        let listen = format!("LISTEN \"{channel}\"");
+        let answer = opening.client.batch_execute(&listen);
+        Connection::answer(self.location(), "listening", deadline, answer).await?;
+        Ok(opening)
     }
 
     /// Takes the connection that was used last, and forgets those that are closed.

@@ -6,6 +6,7 @@
 mod bell;
 mod claiming;
 mod limits;
+mod listening;
 mod standing;
 
 use std::time::Duration;
@@ -269,7 +270,7 @@ impl Queue for PostgresStore {
     }
 
     async fn wait_for_work(&self, claim: &Claim, at_most: Duration) -> Result<(), StoreError> {
-        self.shared.bell.wait(claim.worker, at_most).await;
+        self.shared.bell.wait(&self.shared.db, claim.worker, at_most).await;
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //! every other such transaction until its log is flushed. Where that is lost, the workers' own look finds it, later.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,14 +13,15 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::super::db::Db;
+use super::listening::{Listening, channel};
 
 /// However soon something may be due, workers that wait for it leave the server that much time.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 
-/// However long a worker would wait, it looks again after this.
-const POLL: Duration = Duration::from_millis(250);
+/// However long a worker would wait, it looks again after this where nobody listens.
+const POLL: Duration = Duration::from_millis(500);
 
-const RING: &str = "SELECT pg_notify('retake_work_' || current_schema(), '')";
+const RING: &str = "SELECT pg_notify($1, '')";
 
 /// What a worker knew when it last claimed all that there was.
 #[derive(Debug)]
@@ -38,6 +39,9 @@ pub(in super::super) struct Bell {
     rung: Notify,
     heard: Mutex<HashMap<Uuid, Heard>>,
     telling: Arc<Mutex<Telling>>,
+    listening: Listening,
+    /// Whether it is heard here what others announce.
+    is_connected: AtomicBool,
 }
 
 /// Whether the server is being told.
@@ -61,6 +65,10 @@ impl Bell {
     pub(super) fn strike(&self) {
         self.rings.fetch_add(1, Ordering::SeqCst);
         self.rung.notify_waiters();
+    }
+
+    pub(super) fn set_connected(&self, is_connected: bool) {
+        self.is_connected.store(is_connected, Ordering::SeqCst);
     }
 
     /// Wakes all workers, and returns when the server has been told: for those who may end right after that.
@@ -107,7 +115,8 @@ impl Bell {
     }
 
     /// Returns when there may be something that the worker does not know of, or at the latest after `at_most`.
-    pub(super) async fn wait(&self, worker: Uuid, at_most: Duration) {
+    pub(super) async fn wait(self: &Arc<Self>, db: &Db, worker: Uuid, at_most: Duration) {
+        self.listening.begin(self, db);
         // Before the look, so that nothing is missed between.
         let rung = self.rung.notified();
         let now = Instant::now();
@@ -115,7 +124,10 @@ impl Bell {
             Some(heard) if heard.rings == self.rings() => heard.next,
             Some(_) | None => return,
         };
-        let until = now + at_most.min(POLL);
+        let until = match self.is_connected.load(Ordering::SeqCst) {
+            true => now.checked_add(at_most).unwrap_or(now + POLL),
+            false => now + at_most.min(POLL),
+        };
         let until = next.map_or(until, |next| until.min(next.max(now + PAUSE_MIN)));
         // Whatever woke it, or nothing: there may be work.
         let _ = timeout_at(until, rung).await;
@@ -123,7 +135,7 @@ impl Bell {
 }
 
 async fn tell(db: &Db) {
-    if let Err(error) = db.execute("waking workers", RING, &[]).await {
+    if let Err(error) = db.execute("waking workers", RING, &[&channel(db.schema())]).await {
         tracing::debug!(%error, "workers could not be woken, and look for themselves later");
     }
 }
