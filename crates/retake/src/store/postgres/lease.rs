@@ -22,13 +22,27 @@ UPDATE executions e SET fence = e.fence + 1, owner = $2, owner_id = $3,
 WHERE e.id = $1 AND (e.lease_until IS NULL OR e.lease_until <= moment() OR e.owner_id = $3)
 RETURNING e.fence";
 
+/// The ticket that was claimed with the lease says when it runs out, so that nobody looks at it before.
 const RENEW: &str = "
-UPDATE executions e SET owner = $3, lease_until = moment() + $4::bigint * interval '1 microsecond'
-WHERE e.id = $1 AND e.fence = $2";
+WITH renewed AS (
+    UPDATE executions e SET owner = $3, lease_until = moment() + $4::bigint * interval '1 microsecond'
+    WHERE e.id = $1 AND e.fence = $2 RETURNING e.key, e.lease_until
+), kept AS (
+    UPDATE tickets t SET due = r.lease_until FROM renewed r
+    WHERE t.execution = r.key AND t.stand = 'claimed' AND t.claimed_fence = $2
+)
+SELECT key FROM renewed";
 
+/// Returns the tickets that somebody may claim now.
 const RELEASE: &str = "
-UPDATE executions e SET owner = NULL, owner_id = NULL, lease_until = NULL
-WHERE e.id = $1 AND e.fence = $2 AND e.owner IS NOT NULL";
+WITH released AS (
+    UPDATE executions e SET owner = NULL, owner_id = NULL, lease_until = NULL
+    WHERE e.id = $1 AND e.fence = $2 AND e.owner IS NOT NULL RETURNING e.key
+), ended AS (
+    UPDATE tickets t SET due = moment() FROM released r
+    WHERE t.execution = r.key AND t.stand = 'claimed' AND t.claimed_fence = $2
+)
+SELECT t.execution FROM tickets t JOIN released r ON t.execution = r.key WHERE t.stand IN ('ready', 'claimed')";
 
 /// Returns a time to live as the statements take it.
 pub(super) fn microseconds(ttl: Duration) -> i64 {
@@ -74,7 +88,10 @@ pub(super) async fn renew(shared: &Shared, lease: &Lease) -> Result<(), StoreErr
 
 pub(super) async fn release(shared: &Shared, lease: &Lease) -> Result<(), StoreError> {
     let fence = column::stored("the fence", lease.fence)?;
-    change(shared, "giving a lease back", RELEASE, &[&lease.execution_id, &fence]).await.map(|_| ())
+    if change(shared, "giving a lease back", RELEASE, &[&lease.execution_id, &fence]).await? > 0 {
+        shared.bell.ring_later(&shared.db);
+    }
+    Ok(())
 }
 
 /// Runs a statement that does the same when it is run again, until it has been.

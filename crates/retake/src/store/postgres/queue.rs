@@ -8,6 +8,8 @@ mod claiming;
 mod limits;
 mod listening;
 mod standing;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
