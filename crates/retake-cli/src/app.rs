@@ -1,5 +1,6 @@
 //! What every command needs: the store, an engine on it, and who is asking.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +8,10 @@ use std::sync::Arc;
 use retake::clock::{Clock, SystemClock};
 use retake::engine::kinds::{LlmDefaults, Network, NetworkError, Prices};
 use retake::engine::{Engine, EnvironmentSecrets, FileSecrets, Registry, Secrets, TraceContext};
-use retake::store::{MemoryStore, NewOperation, Options, PostgresStore, SqliteStore, Store, StoreError};
+use retake::execution::ExecutionId;
+use retake::store::{
+    MemoryStore, NewOperation, Options, PostgresStore, Queue, SqliteStore, Store, StoreError, TicketRecord,
+};
 use retake::telemetry::Observed;
 
 use crate::arguments::{Arguments, STORE_DEFAULT};
@@ -36,6 +40,40 @@ enum Location {
     /// A URL, with what it takes to get in.
     Postgres(String),
     Memory,
+}
+
+/// A store that was opened.
+pub(crate) enum Opened {
+    /// One for this machine.
+    Plain(Arc<dyn Store>),
+    /// One that hands runs out to workers.
+    Queue(Arc<dyn Queue>),
+}
+
+impl Opened {
+    fn queue(store: PostgresStore) -> Self {
+        Self::Queue(Arc::new(Observed::new(Arc::new(store), "postgresql")))
+    }
+
+    /// Returns it as any store.
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
+        match self {
+            Self::Plain(store) => Arc::clone(store),
+            Self::Queue(queue) => Arc::clone(queue) as Arc<dyn Store>,
+        }
+    }
+
+    /// Returns the tickets of runs that wait for a worker, or are in the hands of one.
+    pub(crate) async fn tickets(
+        &self,
+        of: &[ExecutionId],
+    ) -> Result<BTreeMap<ExecutionId, TicketRecord>, Failure> {
+        let tickets = match self {
+            Self::Plain(_) => Vec::new(),
+            Self::Queue(queue) => queue.tickets(of).await?,
+        };
+        Ok(tickets.into_iter().map(|ticket| (ticket.execution_id, ticket)).collect())
+    }
 }
 
 impl App {
@@ -83,27 +121,49 @@ impl App {
     }
 
     /// Opens the store, making it where there is none: for commands that start something.
-    pub(crate) async fn make_store(&self) -> Result<Arc<dyn Store>, Failure> {
+    pub(crate) async fn make(&self) -> Result<Opened, Failure> {
         Ok(match self.location()? {
-            Location::Sqlite(path) => observed(SqliteStore::open_with(path, self.options()?)?, "sqlite"),
+            Location::Sqlite(path) => {
+                Opened::Plain(observed(SqliteStore::open_with(path, self.options()?)?, "sqlite"))
+            }
             Location::Postgres(url) => {
                 self.refuse_keys()?;
-                observed(PostgresStore::connect(&url).await?, "postgresql")
+                Opened::queue(PostgresStore::connect(&url).await?)
             }
-            Location::Memory => observed(MemoryStore::new(), "memory"),
+            Location::Memory => Opened::Plain(observed(MemoryStore::new(), "memory")),
         })
     }
 
     /// Opens a store that must be there.
-    pub(crate) async fn store(&self) -> Result<Arc<dyn Store>, Failure> {
+    pub(crate) async fn open(&self) -> Result<Opened, Failure> {
         Ok(match self.location()? {
-            Location::Sqlite(path) => observed(self.sqlite_store(&path)?, "sqlite"),
+            Location::Sqlite(path) => Opened::Plain(observed(self.sqlite_store(&path)?, "sqlite")),
             Location::Postgres(url) => {
                 self.refuse_keys()?;
-                observed(PostgresStore::connect_existing(&url).await?, "postgresql")
+                Opened::queue(PostgresStore::connect_existing(&url).await?)
             }
-            Location::Memory => observed(MemoryStore::new(), "memory"),
+            Location::Memory => Opened::Plain(observed(MemoryStore::new(), "memory")),
         })
+    }
+
+    /// Opens the store, making it where there is none, whatever it can do.
+    pub(crate) async fn make_store(&self) -> Result<Arc<dyn Store>, Failure> {
+        Ok(self.make().await?.store())
+    }
+
+    /// Opens a store that must be there, whatever it can do.
+    pub(crate) async fn store(&self) -> Result<Arc<dyn Store>, Failure> {
+        Ok(self.open().await?.store())
+    }
+
+    /// Refuses what only a store can do that hands runs out to workers.
+    pub(crate) fn require_queue(&self, what: &str) -> Result<(), Failure> {
+        if self.is_on_a_server()? {
+            return Ok(());
+        }
+        let message = format!("{what} needs a store that machines share, and this one is not");
+        Err(Failure::new(Code::Usage, message)
+            .hint("use a PostgreSQL server: `--store postgres://USER@HOST/DATABASE`"))
     }
 
     /// Opens the store in a file, which must be there.
@@ -122,9 +182,18 @@ impl App {
         Ok(Options { keys, ..Options::default() })
     }
 
+    /// Returns an engine on a store that must be there.
+    pub(crate) async fn engine(&self) -> Result<Engine, Failure> {
+        self.engine_on(self.open().await?)
+    }
+
     /// Returns an engine on a store, with every kind of node that this command can run.
-    pub(crate) fn engine(&self, store: Arc<dyn Store>) -> Result<Engine, Failure> {
-        let engine = Engine::new(store)
+    pub(crate) fn engine_on(&self, opened: Opened) -> Result<Engine, Failure> {
+        let engine = match opened {
+            Opened::Plain(store) => Engine::new(store),
+            Opened::Queue(queue) => Engine::on_queue(queue),
+        };
+        let engine = engine
             .with_clock(Arc::clone(&self.clock))
             .with_registry(Registry::within(self.network()?, self.llm_defaults()?))
             .with_secrets(self.secrets()?);

@@ -30,6 +30,7 @@ pub(crate) mod show;
 pub(crate) mod undo;
 pub(crate) mod validate;
 pub(crate) mod watch;
+pub(crate) mod worker;
 
 use std::process::ExitCode;
 
@@ -69,6 +70,7 @@ pub(crate) async fn execute(app: &App, command: Command) -> Result<ExitCode, Fai
         Command::Import(import) => import.execute(app).await,
         Command::Copy(copy) => copy.execute(app).await,
         Command::Key(key) => key.execute(app).await,
+        Command::Worker(worker) => worker.execute(app).await,
         Command::Doctor(doctor) => doctor.execute(app).await,
     }
 }

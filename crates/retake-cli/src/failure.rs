@@ -250,7 +250,8 @@ impl From<EngineError> for Failure {
                 let hint = format!("mention `secrets.{name}` where it is used, or take another value");
                 Self::of(Code::Usage, &error).hint(hint)
             }
-            EngineError::Config(_)
+            EngineError::NoQueue
+            | EngineError::Config(_)
             | EngineError::Input(_)
             | EngineError::Variable { .. }
             | EngineError::NoHandler { .. }

@@ -5,6 +5,7 @@ mod arguments;
 mod assignment;
 mod change;
 mod command;
+mod detach;
 mod drive;
 mod failure;
 mod inputs;

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use owo_colors::Style;
 use retake::execution::{ExecutionState, Spend};
-use retake::store::{Cause, ExecutionRecord};
+use retake::store::{Cause, ExecutionRecord, TicketRecord, TicketStand};
 use serde_json::{Value, json};
 
 /// How many characters of a value stand on a line.
@@ -19,6 +19,28 @@ pub(crate) fn age(now: DateTime<Utc>, then: DateTime<Utc>) -> String {
         3_600..86_400 => format!("{}h ago", seconds / 3_600),
         _ => format!("{}d ago", seconds / 86_400),
     }
+}
+
+/// Returns how long it is until a moment, in its largest units.
+pub(crate) fn until(now: DateTime<Utc>, then: DateTime<Utc>) -> String {
+    let seconds = (then - now).num_seconds();
+    match seconds {
+        ..1 => "now".to_owned(),
+        1..60 => format!("in {seconds}s"),
+        60..3_600 => format!("in {}m {:02}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("in {}h {:02}m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("in {}d {:02}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+/// Returns a moment for a person, to the second.
+pub(crate) fn moment(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
+}
+
+/// Returns what this machine is called.
+pub(crate) fn machine() -> String {
+    whoami::hostname().unwrap_or_else(|_| "unknown".to_owned())
 }
 
 /// Returns a duration with about three digits.
@@ -167,10 +189,18 @@ pub(crate) fn cause(cause: &Cause) -> String {
     }
 }
 
-/// Returns how a run stands. One that nobody advances although it should be running is stalled: its process has died.
-pub(crate) fn standing(run: &ExecutionRecord) -> &'static str {
+/// Returns how a run stands. One that nobody advances although it should be running is stalled: its process has died,
+/// unless it waits in a queue.
+pub(crate) fn standing(run: &ExecutionRecord, ticket: Option<&TicketRecord>) -> &'static str {
     match run.state {
-        ExecutionState::Running if run.leased_by.is_none() => "stalled",
+        ExecutionState::Running if run.leased_by.is_none() => match ticket.map(|ticket| ticket.stands) {
+            None => "stalled",
+            Some(TicketStand::Due) => "queued",
+            Some(TicketStand::Delayed) => "waiting",
+            Some(TicketStand::Held) => "held",
+            Some(TicketStand::Claimed) => "running",
+            Some(TicketStand::Stuck) => "stuck",
+        },
         ExecutionState::Running
         | ExecutionState::Completed
         | ExecutionState::Failed(_)
@@ -179,14 +209,26 @@ pub(crate) fn standing(run: &ExecutionRecord) -> &'static str {
     }
 }
 
+/// Returns what a run waits for in its queue, and until when; nothing where it does not wait.
+pub(crate) fn waits_for(now: DateTime<Utc>, ticket: Option<&TicketRecord>) -> Option<String> {
+    let ticket = ticket?;
+    Some(match (ticket.stands, ticket.due_at) {
+        (TicketStand::Delayed, Some(at)) => format!("until {} ({})", moment(at), until(now, at)),
+        (TicketStand::Due | TicketStand::Delayed, _) => "for a worker".to_owned(),
+        (TicketStand::Held, _) => "for somebody".to_owned(),
+        (TicketStand::Stuck, _) => "for somebody: the workers that took it died".to_owned(),
+        (TicketStand::Claimed, _) => return None,
+    })
+}
+
 /// Returns the colour of a run's or a node's status.
 pub(crate) fn colour(status: &str) -> Style {
     let style = Style::new();
     match status {
         "completed" | "success" | "done" => style.green(),
-        "running" | "open" => style.blue(),
-        "failed" | "failure" => style.red(),
-        "stalled" | "paused" | "started" => style.yellow(),
+        "running" | "queued" | "waiting" | "open" => style.blue(),
+        "failed" | "failure" | "stuck" => style.red(),
+        "stalled" | "paused" | "held" | "started" => style.yellow(),
         _ => style.dimmed(),
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Approve {
 impl Approve {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let with = self.with.as_deref().map(assignment::value).transpose()?.unwrap_or(Value::Null);
-        let engine = app.engine(app.store().await?)?;
+        let engine = app.engine().await?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let approved = !self.reject;
         let head = engine.approve(run.id, &self.node, Decision { approved, with }, app.operation()).await?;
@@ -45,7 +45,13 @@ impl Approve {
         }
         let decided = if approved { "approved" } else { "rejected" };
         app.output.line(format!("{decided} {} of {} at @{head}", self.node, wording::plain(&run.name)));
-        if engine.store().require(run.id).await?.leased_by.is_none() {
+        let has_ticket = match engine.queue() {
+            Ok(queue) => !queue.tickets(&[run.id]).await?.is_empty(),
+            Err(_) => false,
+        };
+        if has_ticket && approved {
+            app.output.note("a worker goes on with it");
+        } else if engine.store().require(run.id).await?.leased_by.is_none() {
             let (command, does) =
                 if approved { ("resume", "goes on") } else { ("undo", "takes the rejection back") };
             app.output.note(format!(

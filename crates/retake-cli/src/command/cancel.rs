@@ -20,7 +20,7 @@ pub(crate) struct Cancel {
 
 impl Cancel {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let engine = app.engine(app.store().await?)?;
+        let engine = app.engine().await?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let head = engine.cancel(run.id, app.operation()).await?;
         let status = engine.store().require(run.id).await?.state.name();

@@ -26,7 +26,7 @@ impl Checkpoint {
         if let Some(label) = &self.label {
             address::check_label(label).map_err(|error| Failure::new(Code::Usage, error.to_string()))?;
         }
-        let engine = app.engine(app.store().await?)?;
+        let engine = app.engine().await?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let head = engine.checkpoint(run.id, self.label.clone(), app.operation()).await?;
         if app.output.json {

@@ -45,7 +45,7 @@ pub(crate) struct Diff {
 
 impl Diff {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let engine = app.engine(app.store().await?)?;
+        let engine = app.engine().await?;
         let (from, to): (Address, Address) = (self.from.parse()?, self.to.parse()?);
         let from = address::resolve(&**engine.store(), &*app.clock, &from).await?;
         let to = address::resolve(&**engine.store(), &*app.clock, &to).await?;

@@ -4,11 +4,12 @@ mod fix;
 
 use std::process::ExitCode;
 
+use chrono::TimeDelta;
 use clap::Args;
-use retake::store::{FORMAT, Store};
-use serde_json::json;
+use retake::store::{FORMAT, QueueDepth, StaleLease, Store, WorkerRecord};
+use serde_json::{Value, json};
 
-use crate::app::App;
+use crate::app::{App, Opened};
 use crate::failure::{Code, Failure};
 use crate::wording;
 
@@ -34,12 +35,18 @@ impl Doctor {
         }
         let path = app.store_file()?;
         let bytes = app.stored_bytes()?;
+        let mut queue = None;
         let (report, is_encrypted) = match &path {
             Some(path) => {
                 let store = app.sqlite_store(path)?;
                 (store.check().await?, store.is_encrypted())
             }
-            None => (app.store().await?.check().await?, false),
+            None => {
+                let opened = app.open().await?;
+                let report = opened.store().check().await?;
+                queue = Queueing::look(app, &opened).await?;
+                (report, false)
+            }
         };
         let place = match &path {
             Some(path) => Some(path.display().to_string()),
@@ -59,6 +66,7 @@ impl Doctor {
                 "checkpoints": report.checkpoints,
                 "bytes": report.bytes,
                 "problems": report.problems,
+                "queue": queue.as_ref().map(Queueing::document),
             }));
         } else {
             if let (Some(path), Some(format), Some(bytes)) = (&path, format, bytes) {
@@ -74,6 +82,9 @@ impl Doctor {
                 wording::count(report.checkpoints, "checkpoint"),
                 wording::bytes(report.bytes),
             ));
+            if let Some(queue) = &queue {
+                queue.print(app);
+            }
             report.problems.iter().for_each(|problem| app.output.line(wording::plain(problem)));
             app.output.line(if is_sound { "the store is sound" } else { "the store is damaged" });
             if !is_sound && path.is_some() {
@@ -82,5 +93,49 @@ impl Doctor {
             }
         }
         Ok(if is_sound { ExitCode::SUCCESS } else { Code::Store.exit() })
+    }
+}
+
+/// How long a worker may say nothing before it is taken for dead.
+const SILENT_AFTER: TimeDelta = TimeDelta::seconds(60);
+
+/// What there is to say of a store's queue.
+struct Queueing {
+    /// Queues with runs that nobody takes any more.
+    stuck: Vec<QueueDepth>,
+    stale: Vec<StaleLease>,
+    silent: Vec<WorkerRecord>,
+}
+
+impl Queueing {
+    async fn look(app: &App, opened: &Opened) -> Result<Option<Self>, Failure> {
+        let Opened::Queue(queue) = opened else { return Ok(None) };
+        let now = app.clock.now();
+        let mut stuck = queue.depths().await?;
+        stuck.retain(|depth| depth.stuck > 0);
+        let mut silent = queue.workers().await?;
+        silent.retain(|worker| now - worker.seen_at > SILENT_AFTER);
+        Ok(Some(Self { stuck, stale: queue.stale_leases().await?, silent }))
+    }
+
+    fn document(&self) -> Value {
+        json!({"stuck": self.stuck, "stale_leases": self.stale, "silent_workers": self.silent})
+    }
+
+    fn print(&self, app: &App) {
+        let now = app.clock.now();
+        for StaleLease { name, owner, until, .. } in &self.stale {
+            let (name, owner) = (wording::plain(name), wording::plain(owner));
+            let age = wording::age(now, *until);
+            app.output.line(format!("the lease of {owner} on {name} ran out {age}, and nobody goes on"));
+        }
+        for QueueDepth { queue, stuck, .. } in &self.stuck {
+            let (runs, queue) = (wording::count(*stuck, "run"), wording::plain(queue));
+            app.output.line(format!("{runs} in queue {queue} ended every worker that took it"));
+        }
+        for WorkerRecord { report, seen_at, .. } in &self.silent {
+            let (name, age) = (wording::plain(&report.name), wording::age(now, *seen_at));
+            app.output.line(format!("worker {name} was last seen {age}"));
+        }
     }
 }

@@ -45,7 +45,7 @@ pub(crate) struct Edit {
 impl Edit {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let request = self.request()?;
-        let engine = app.engine(app.store().await?)?;
+        let engine = app.engine().await?;
         let run = address::resolve_run(&**engine.store(), &self.address).await?;
         let plan = engine.plan_edit(run.id, &request).await?;
         if changes_nothing(&plan) {

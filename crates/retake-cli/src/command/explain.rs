@@ -24,7 +24,7 @@ pub(crate) struct Explain {
 
 impl Explain {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let engine = app.engine(app.store().await?)?;
+        let engine = app.engine().await?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let explanation = engine.explain(run.id, &self.node).await?;
         if app.output.json {

@@ -47,7 +47,7 @@ impl Fork {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let request = self.request(app)?;
         let address: Address = self.address.parse()?;
-        let engine = app.engine(app.store().await?)?;
+        let engine = app.engine().await?;
         let point = address::resolve(&**engine.store(), &*app.clock, &address).await?;
         let plan = engine.plan_fork(point.execution.id, point.checkpoint.seq, &request).await?;
         if !app.output.json {

@@ -74,7 +74,8 @@ struct Forks {
 
 impl Log {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let store = app.store().await?;
+        let opened = app.open().await?;
+        let store = opened.store();
         let run = address::resolve_run(&*store, &self.run).await?;
         let history = store.history(run.id, HistoryPage { before: None, limit: self.limit }).await?;
         let entries = entries(history);
@@ -85,6 +86,10 @@ impl Log {
             app.output.document(&entries.iter().map(document).collect::<Vec<_>>());
         } else {
             table(app, &entries).print(&app.output);
+            let tickets = opened.tickets(&[run.id]).await?;
+            if let Some(waits) = wording::waits_for(app.clock.now(), tickets.get(&run.id)) {
+                app.output.note(format!("it waits {waits}"));
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -262,7 +267,7 @@ fn show_graph(app: &App, entries: &[Entry], Forks { forks, has_more }: &Forks) {
                 table.row([drawing, seq, made, cause, nodes, label, status]);
             }
             Some(Shown::Fork(fork, of)) => {
-                let status = wording::standing(&fork.run);
+                let status = wording::standing(&fork.run, None);
                 let of = of.map(|of| format!(" of {}", of.run.name)).unwrap_or_default();
                 let begin = format!("forked at @{}{of},", fork.origin.seq);
                 let head = format!("at @{}", fork.run.head);

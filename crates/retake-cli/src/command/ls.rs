@@ -1,13 +1,14 @@
-//! `retake ls`: the runs of a store.
+//! `retake ls`: the runs of a store, or its workers.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Args;
-use retake::execution::Cost;
-use retake::store::{ExecutionFilter, ExecutionRecord};
+use retake::execution::{Cost, ExecutionId};
+use retake::store::{ExecutionFilter, ExecutionRecord, TicketRecord, WorkerRecord};
 use serde_json::{Value, json};
 
-use crate::app::App;
+use crate::app::{App, Opened};
 use crate::failure::Failure;
 use crate::table::{Cell, Table};
 use crate::wording;
@@ -22,24 +23,39 @@ pub(crate) struct Ls {
     /// At most so many
     #[arg(short = 'n', long, value_name = "N")]
     limit: Option<usize>,
+
+    /// The workers of the store instead, newest first; needs a PostgreSQL store
+    #[arg(long, conflicts_with_all = ["status", "limit"])]
+    workers: bool,
 }
 
 impl Ls {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let filter = ExecutionFilter { state: self.status, limit: self.limit, ..ExecutionFilter::default() };
-        let runs = app.store().await?.executions(&filter).await?;
+        if self.workers {
+            app.require_queue("`--workers`")?;
+        }
+        let opened = app.open().await?;
+        if let (true, Opened::Queue(queue)) = (self.workers, &opened) {
+            list_workers(app, &queue.workers().await?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        let runs = opened.store().executions(&filter).await?;
+        let ids: Vec<_> = runs.iter().map(|run| run.id).collect();
+        let tickets = opened.tickets(&ids).await?;
         if app.output.json {
-            app.output.document(&runs.iter().map(document).collect::<Vec<_>>());
+            let runs = runs.iter().map(|run| document(run, tickets.get(&run.id)));
+            app.output.document(&runs.collect::<Vec<_>>());
         } else if runs.is_empty() {
             app.output.note("no runs");
         } else {
-            table(app, &runs).print(&app.output);
+            table(app, &runs, &tickets).print(&app.output);
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn document(run: &ExecutionRecord) -> Value {
+fn document(run: &ExecutionRecord, ticket: Option<&TicketRecord>) -> Value {
     let mut document = json!({
         "execution": run.id,
         "name": run.name,
@@ -52,18 +68,46 @@ fn document(run: &ExecutionRecord) -> Value {
         "origin": run.origin.map(|origin| json!({"execution": origin.execution_id, "seq": origin.seq})),
     });
     wording::spend_keys(&run.spend).into_iter().for_each(|(key, value)| document[key] = value);
+    document["ticket"] = json!(ticket);
     document
 }
 
-fn table(app: &App, runs: &[ExecutionRecord]) -> Table {
+fn list_workers(app: &App, workers: &[WorkerRecord]) {
+    if app.output.json {
+        app.output.document(&workers);
+        return;
+    }
+    if workers.is_empty() {
+        app.output.note("no workers");
+        return;
+    }
+    let now = app.clock.now();
+    let mut table = Table::new(["WORKER", "VERSION", "QUEUES", "RUNS", "SEEN", "STARTED"]);
+    for WorkerRecord { report, started_at, seen_at } in workers {
+        let queues = if report.queues.is_empty() { "all".to_owned() } else { report.queues.join(", ") };
+        table.row([
+            (&report.name).into(),
+            (&report.version).into(),
+            queues.into(),
+            format!("{} of {}", report.running, report.concurrency).into(),
+            wording::age(now, *seen_at).into(),
+            wording::age(now, *started_at).into(),
+        ]);
+    }
+    table.print(&app.output);
+}
+
+fn table(app: &App, runs: &[ExecutionRecord], tickets: &BTreeMap<ExecutionId, TicketRecord>) -> Table {
     let now = app.clock.now();
     let mut table =
-        Table::new(["RUN", "STATUS", "HEAD", "WORKFLOW", "SPENT", "REUSED", "CHANGED", "CREATED"]);
+        Table::new(["RUN", "STATUS", "WAITS", "HEAD", "WORKFLOW", "SPENT", "REUSED", "CHANGED", "CREATED"]);
     for run in runs {
-        let status = wording::standing(run);
+        let ticket = tickets.get(&run.id);
+        let status = wording::standing(run, ticket);
         table.row([
             (&run.name).into(),
             Cell::styled(status, wording::colour(status)),
+            wording::waits_for(now, ticket).unwrap_or_default().into(),
             format!("@{}", run.head).into(),
             (&run.workflow_name).into(),
             cost(&run.spend.paid).into(),

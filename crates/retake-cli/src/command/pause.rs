@@ -20,7 +20,7 @@ pub(crate) struct Pause {
 
 impl Pause {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let engine = app.engine(app.store().await?)?;
+        let engine = app.engine().await?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let head = engine.pause(run.id, app.operation()).await?;
         let status = engine.store().require(run.id).await?.state.name();

@@ -22,7 +22,7 @@ pub(crate) struct Redo {
 
 impl Redo {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let engine = app.engine(app.store().await?)?;
+        let engine = app.engine().await?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let head = engine.redo(run.id, self.effects.choice(), app.operation()).await?;
         tell(app, &engine, &run, head, "did again").await?;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use owo_colors::OwoColorize;
 use retake::engine::{Effects, Engine, EngineError, Plan, Redefine, Resume as Request, address};
+use retake::execution::ExecutionState;
 use retake::store::{ExecutionRecord, StoreExt};
 use retake::workflow::Workflow;
 use serde_json::json;
@@ -14,6 +15,7 @@ use serde_json::json;
 use crate::app::App;
 use crate::change::{After, refuse_undecided};
 use crate::command::validate::warn;
+use crate::detach::{self, Detach};
 use crate::drive::drive;
 use crate::failure::Failure;
 use crate::plan::{Shown, named};
@@ -60,6 +62,9 @@ pub(crate) struct Resume {
     /// Do not ask
     #[arg(short, long, requires = "def")]
     yes: bool,
+
+    #[command(flatten)]
+    detach: Detach,
 }
 
 /// What becomes of a run before it goes on.
@@ -71,8 +76,11 @@ enum Next {
 
 impl Resume {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
+        if self.detach.detach {
+            app.require_queue("`--detach`")?;
+        }
         let definition = self.def.as_deref().map(inputs::workflow).transpose()?;
-        let engine = app.engine(app.store().await?)?;
+        let engine = app.engine().await?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let mut again = self.again.clone();
         if let Some(workflow) = definition {
@@ -84,15 +92,43 @@ impl Resume {
                 return Ok(ExitCode::SUCCESS);
             }
         }
-        let wishes =
-            Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
         let request = Request {
             operation: Some(app.operation()),
             again,
-            skip_compensation: once(self.skip_compensation),
+            skip_compensation: once(self.skip_compensation.clone()),
         };
+        if self.detach.detach {
+            return self.enqueue(app, &engine, &run, request).await;
+        }
+        let wishes =
+            Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
         let run = engine.resume(run.id, request).await?;
         drive(app, run, wishes).await
+    }
+
+    /// Leaves the run to a worker.
+    async fn enqueue(
+        self,
+        app: &App,
+        engine: &Engine,
+        run: &ExecutionRecord,
+        request: Request,
+    ) -> Result<ExitCode, Failure> {
+        let ticket = self.detach.ticket(app.clock.now());
+        let (state, head) = engine.enqueue(run.id, ticket.clone(), request).await?;
+        if app.output.json {
+            app.output.event(&json!({
+                "event": "submitted", "execution": run.id, "name": run.name, "status": state.name(),
+                "head": head, "queue": ticket.queue,
+            }));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let name = wording::plain(&run.name);
+        app.output.line(format!("{name} is {} at @{head}", state.name()));
+        if state == ExecutionState::Running {
+            detach::tell(app, &run.name, &ticket);
+        }
+        Ok(ExitCode::SUCCESS)
     }
 
     /// Gives the run another definition, as far as somebody agrees.

@@ -83,7 +83,7 @@ impl Rollback {
             )
             .hint("write RUN@POINT: `retake log RUN` lists the points"));
         }
-        let engine = app.engine(app.store().await?)?;
+        let engine = app.engine().await?;
         let point = address::resolve(&**engine.store(), &*app.clock, &address).await?;
         let plan = engine.plan_rollback(point.execution.id, point.checkpoint.seq, &request).await?;
         let name = wording::plain(&point.execution.name);

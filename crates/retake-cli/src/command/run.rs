@@ -5,15 +5,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
-use retake::engine::Start;
-use retake::workflow::NAME_BYTES_MAX;
+use retake::engine::{Engine, Start, Submission};
+use retake::workflow::{NAME_BYTES_MAX, Workflow};
+use serde_json::json;
 
 use crate::app::App;
 use crate::command::validate::warn;
+use crate::detach::{self, Detach};
 use crate::drive::drive;
 use crate::failure::Failure;
-use crate::inputs;
 use crate::signals::Wishes;
+use crate::{inputs, wording};
 
 /// Run a workflow from its start.
 ///
@@ -36,18 +38,62 @@ pub(crate) struct Run {
     /// What to call the run; without it, a name is drawn
     #[arg(long, value_name = "NAME", value_parser = run_name)]
     name: Option<String>,
+
+    #[command(flatten)]
+    detach: Detach,
+
+    /// With --detach: start nothing where a run was submitted under the same text before, and name that one
+    #[arg(long, requires = "detach", value_name = "TEXT")]
+    dedup: Option<String>,
 }
 
 impl Run {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
+        if self.detach.detach {
+            app.require_queue("`--detach`")?;
+        }
         let workflow = inputs::workflow(&self.file)?;
         warn(app, &workflow);
         let inputs = inputs::collect(workflow.definition(), self.inputs.as_deref(), &self.input)?;
-        let engine = app.engine(app.make_store().await?)?;
+        let engine = app.engine_on(app.make().await?)?;
+        let start = Start { inputs, name: self.name.clone() };
+        if self.detach.detach {
+            return self.submit(app, &engine, workflow, start).await;
+        }
         let wishes =
             Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
-        let run = engine.start(Arc::new(workflow), Start { inputs, name: self.name }).await?;
+        let run = engine.start(Arc::new(workflow), start).await?;
         drive(app, run, wishes).await
+    }
+
+    /// Leaves the run to a worker.
+    async fn submit(
+        self,
+        app: &App,
+        engine: &Engine,
+        workflow: Workflow,
+        start: Start,
+    ) -> Result<ExitCode, Failure> {
+        let ticket = self.detach.ticket(app.clock.now());
+        let submitted = engine.submit(Arc::new(workflow), start, ticket.clone(), self.dedup).await?;
+        let (execution, name, is_duplicate) = match &submitted {
+            Submission::Created { execution, name } => (execution, name, false),
+            Submission::Duplicate { execution, name } => (execution, name, true),
+        };
+        if app.output.json {
+            app.output.event(&json!({
+                "event": "submitted", "execution": execution, "name": name, "duplicate": is_duplicate,
+                "queue": ticket.queue,
+            }));
+            return Ok(ExitCode::SUCCESS);
+        }
+        app.output.line(format!("{} {execution}", wording::plain(name)));
+        if is_duplicate {
+            app.output.note("it was submitted before, and nothing was started");
+        } else {
+            detach::tell(app, name, &ticket);
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 

@@ -11,7 +11,7 @@ use retake::execution::{
     Compensation, CompensationStage, ExecutionContext, ExecutionState, NodeExecutionResult, Read, Subject,
     node_id, usd,
 };
-use retake::store::{Origin, StoreExt};
+use retake::store::{Origin, StoreExt, TicketRecord};
 use retake::workflow::Workflow;
 use serde_json::{Map, Value, json};
 
@@ -38,6 +38,7 @@ struct Shown {
     /// `None` where the run was not started by an engine.
     workflow: Option<Arc<Workflow>>,
     forked_from: Option<ForkedFrom>,
+    ticket: Option<TicketRecord>,
 }
 
 /// Where a run was forked from.
@@ -49,7 +50,7 @@ struct ForkedFrom {
 
 impl Show {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let engine = app.engine(app.store().await?)?;
+        let engine = app.engine().await?;
         let address: Address = self.address.parse()?;
         let shown = Shown::read(app, &engine, &address).await?;
         match (&self.node, app.output.json) {
@@ -79,7 +80,11 @@ impl Shown {
             }
             None => None,
         };
-        Ok(Self { resolved, ctx, workflow, forked_from })
+        let ticket = match engine.queue() {
+            Ok(queue) => queue.tickets(&[resolved.execution.id]).await?.pop(),
+            Err(_) => None,
+        };
+        Ok(Self { resolved, ctx, workflow, forked_from, ticket })
     }
 
     /// Returns the nodes of the workflow in the order in which they can run, then what else has a result, by id.
@@ -132,6 +137,7 @@ impl Shown {
             "nodes": nodes,
             "compensations": self.compensations().map(compensation).collect::<Vec<_>>(),
         });
+        document["ticket"] = json!(self.ticket);
         let spend = wording::spend_keys(&self.ctx.ledger.spend);
         spend.into_iter().for_each(|(key, value)| document[key] = value);
         document
@@ -184,7 +190,7 @@ impl Shown {
             }
             spaced(app, !variables.is_empty(), &table);
         }
-        let nodes = self.nodes();
+        let (nodes, now) = (self.nodes(), app.clock.now());
         let mut table = Table::new(["NODE", "STATUS", "TIME", "RETRIES", "TOKENS", "COST", "OUTPUT"]);
         for (name, result) in &nodes {
             let (status, output, error) = standing(result.map(|result| &result.result));
@@ -192,7 +198,10 @@ impl Shown {
             let question = metrics.and_then(|metrics| metrics.custom.get("message"));
             let said = match (&output, &error) {
                 (_, Value::String(why)) => wording::shortened(why, 60),
-                (Value::Null, _) => question.map(wording::value).unwrap_or_default(),
+                (Value::Null, _) => match result.and_then(|result| result.due_at) {
+                    Some(at) => format!("until {} ({})", wording::moment(at), wording::until(now, at)),
+                    None => question.map(wording::value).unwrap_or_default(),
+                },
                 (output, _) => wording::value(output),
             };
             let text = |text: Option<String>| Cell::from(text.unwrap_or_default());
@@ -225,7 +234,10 @@ impl Shown {
     fn print_heading(&self, app: &App) {
         let Resolved { execution, checkpoint } = &self.resolved;
         let is_head = checkpoint.seq == execution.head;
-        let status = if is_head { wording::standing(execution) } else { checkpoint.state.name() };
+        let status = match is_head {
+            true => wording::standing(execution, self.ticket.as_ref()),
+            false => checkpoint.state.name(),
+        };
         let place = if is_head { "the head".to_owned() } else { format!("the head is @{}", execution.head) };
         app.output.line(format!(
             "{} @{} {} ({place})",
@@ -241,6 +253,9 @@ impl Shown {
         about.extend(wording::spend(&self.ctx.ledger.spend));
         about.extend(checkpoint.label.iter().map(|label| format!("labelled `{}`", wording::plain(label))));
         app.output.line(about.join(", ").style(Style::new().dimmed()).to_string());
+        if let Some(waits) = wording::waits_for(app.clock.now(), self.ticket.as_ref()).filter(|_| is_head) {
+            app.output.line(format!("waits {waits}"));
+        }
         if let Some(forked_from) = &self.forked_from {
             app.output.line(forked_from.line().style(Style::new().dimmed()).to_string());
         }
@@ -347,6 +362,7 @@ fn node(result: Option<&NodeExecutionResult>) -> Value {
         "message": metrics.and_then(|metrics| metrics.custom.get("message")),
         "started_at": result.map(|result| result.started_at),
         "completed_at": result.and_then(|result| result.completed_at),
+        "due_at": result.and_then(|result| result.due_at),
         "duration_ms": metrics.and_then(|metrics| metrics.duration_ms),
         "retries": result.map_or(0, |result| result.retry_count),
         "tokens": metrics.and_then(|metrics| metrics.token_usage.as_ref()),

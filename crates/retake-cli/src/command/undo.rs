@@ -24,7 +24,7 @@ pub(crate) struct Undo {
 
 impl Undo {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let engine = app.engine(app.store().await?)?;
+        let engine = app.engine().await?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let head = engine.undo(run.id, self.effects.choice(), app.operation()).await?;
         tell(app, &engine, &run, head, "took back").await?;

@@ -1,0 +1,269 @@
+//! Workers as processes, on a PostgreSQL server: what they share, hand over, and take from each other.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![cfg(unix)]
+
+mod place;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStdout, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::place::{Done, Place};
+
+/// A place whose store is a schema of its own.
+struct Office {
+    place: Place,
+    store: String,
+}
+
+/// A worker process, whose events come out.
+struct Hired {
+    process: Child,
+    events: Lines<BufReader<ChildStdout>>,
+}
+
+impl Office {
+    fn new() -> Self {
+        let server = std::env::var("RETAKE_TEST_POSTGRES").unwrap_or_else(|_| {
+            panic!("RETAKE_TEST_POSTGRES must name a server: run `cargo xtask postgres -- COMMAND`")
+        });
+        let mark = if server.contains('?') { '&' } else { '?' };
+        let schema = format!("cli_{}_{}", std::process::id(), fastrand::u32(..));
+        Self { place: Place::empty(), store: format!("{server}{mark}schema={schema}") }
+    }
+
+    fn with(&self, arguments: &[&str]) -> Vec<String> {
+        let store = ["--store", self.store.as_str(), "--json"];
+        store.iter().chain(arguments).map(|argument| (*argument).to_owned()).collect()
+    }
+
+    fn retake(&self, arguments: &[&str]) -> Done {
+        let arguments = self.with(arguments);
+        self.place.retake(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Returns the document that a command prints.
+    fn json(&self, arguments: &[&str]) -> Value {
+        let done = self.retake(arguments);
+        assert_eq!(done.code, 0, "{arguments:?}: {}", done.stderr);
+        serde_json::from_str(&done.stdout).unwrap()
+    }
+
+    fn submit(&self, file: &str, name: &str) -> Value {
+        self.json(&["run", file, "--detach", "--name", name])
+    }
+
+    /// Lets a worker do all that there is. Returns what it told.
+    fn work(&self) -> Vec<Value> {
+        let done = self.retake(&["worker", "--drain", "--lease", "2s"]);
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        done.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Starts a worker that works until it is told to end.
+    fn hire(&self, arguments: &[&str]) -> Hired {
+        let arguments = self.with(&[&["worker", "--lease", "2s"], arguments].concat());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let mut process = self.place.command(&arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let events = BufReader::new(process.stdout.take().unwrap()).lines();
+        Hired { process, events }
+    }
+
+    /// Returns the lines that nodes wrote into a file.
+    fn written(&self, file: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(self.place.path().join(file)).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Makes a pipe that nodes wait at until it is closed.
+    fn gate(&self) {
+        let gate = self.place.path().join("gate");
+        assert!(std::process::Command::new("mkfifo").arg(gate).status().unwrap().success());
+    }
+
+    /// Waits until a node is at the gate, which opens when what is returned is dropped. What comes before it is durable
+    /// by then.
+    fn reached_gate(&self) -> std::fs::File {
+        std::fs::OpenOptions::new().write(true).open(self.place.path().join("gate")).unwrap()
+    }
+}
+
+impl Drop for Hired {
+    fn drop(&mut self) {
+        // A test that failed leaves no worker behind; of one that ended there is nothing left.
+        let _ended = self.process.kill();
+    }
+}
+
+impl Hired {
+    fn until(&mut self, event: &str) -> Value {
+        loop {
+            let line = self.events.next().expect("the worker still runs").unwrap();
+            let value: Value = serde_json::from_str(&line).unwrap();
+            if value["event"] == event {
+                return value;
+            }
+        }
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let id = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(id, signal).unwrap();
+    }
+
+    fn ended(mut self) -> i32 {
+        self.process.wait().unwrap().code().unwrap()
+    }
+}
+
+const CHAIN: &str = r#"
+name: chain
+checkpoints: { frequency: always }
+nodes:
+  a: { run: "echo $RETAKE_EXECUTION a >> ran; echo 1" }
+  b: { run: "echo $RETAKE_EXECUTION b >> ran; echo ${{ nodes.a.output + 1 }}" }
+  c: { run: "echo $RETAKE_EXECUTION c >> ran; echo ${{ nodes.b.output + 1 }}" }
+"#;
+
+const GATED: &str = r#"
+name: gated
+checkpoints: { frequency: always }
+nodes:
+  a: { run: "echo a >> ran" }
+  b: { run: "echo b >> ran; test -e open || cat gate >/dev/null", needs: [a] }
+  c: { run: "echo c >> ran", needs: [b] }
+"#;
+
+#[test]
+fn two_workers_share_runs_and_every_node_runs_once() {
+    let office = Office::new();
+    office.place.write("chain.yaml", CHAIN);
+    for run in 0..20 {
+        assert_eq!(office.submit("chain.yaml", &format!("r{run}"))["event"], "submitted");
+    }
+    let queued = office.json(&["ls"]);
+    assert_eq!((&queued[0]["status"], &queued[0]["ticket"]["stands"]), (&json!("running"), &json!("due")));
+    let ended = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..2).map(|_| scope.spawn(|| office.work())).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect::<Vec<_>>()
+    });
+    let runs = ended.iter().map(|events| events.last().unwrap()["runs"].as_u64().unwrap());
+    assert_eq!(runs.sum::<u64>(), 20);
+    let mut ran = BTreeMap::<String, u32>::new();
+    office.written("ran").into_iter().for_each(|line| *ran.entry(line).or_default() += 1);
+    assert_eq!((ran.len(), ran.values().max()), (60, Some(&1)), "each node of each run once");
+    let runs = office.json(&["ls", "--status", "completed"]);
+    assert_eq!(runs.as_array().unwrap().len(), 20);
+    assert_eq!(office.json(&["show", "r7"])["nodes"]["c"]["output"], 3);
+    assert_eq!(office.json(&["ls", "--workers"]), json!([]));
+}
+
+#[test]
+fn a_worker_that_is_told_to_end_finishes_its_nodes_and_hands_over() {
+    let office = Office::new();
+    office.place.write("gated.yaml", GATED);
+    office.gate();
+    office.submit("gated.yaml", "otter");
+    let mut worker = office.hire(&[]);
+    worker.until("taken");
+    assert_eq!(office.json(&["ls", "--workers"]).as_array().unwrap().len(), 1);
+    let gate = office.reached_gate();
+    worker.signal(rustix::process::Signal::TERM);
+    worker.until("draining");
+    drop(gate);
+    let handed = worker.until("handed_over");
+    assert_eq!((&handed["name"], worker.ended()), (&json!("otter"), 0));
+    let run = &office.json(&["ls"])[0];
+    assert_eq!((&run["status"], &run["ticket"]["stands"]), (&json!("running"), &json!("due")));
+    office.work();
+    assert_eq!(office.written("ran"), ["a", "b", "c"]);
+    let log = office.json(&["log", "otter"]);
+    let causes: Vec<&str> =
+        log.as_array().unwrap().iter().map(|entry| entry["cause"]["kind"].as_str().unwrap()).collect();
+    assert_eq!(causes, ["finish", "nodes", "nodes", "start"], "the hand-over cost no checkpoint");
+}
+
+#[test]
+fn another_worker_goes_on_where_one_was_killed() {
+    let office = Office::new();
+    office.place.write("gated.yaml", GATED);
+    office.gate();
+    office.submit("gated.yaml", "otter");
+    let mut worker = office.hire(&[]);
+    worker.until("taken");
+    let gate = office.reached_gate();
+    worker.signal(rustix::process::Signal::KILL);
+    let _killed = worker.process.wait().unwrap();
+    drop(gate);
+    office.place.write("open", "");
+    let told = office.work();
+    let taken = told.iter().find(|event| event["event"] == "taken").unwrap();
+    assert_eq!(taken["claims"], 2);
+    assert_eq!(office.written("ran"), ["a", "b", "b", "c"], "what was recorded did not run again");
+    assert_eq!(office.json(&["show", "otter"])["status"], "completed");
+}
+
+#[test]
+fn an_approval_wakes_a_worker_and_a_delay_is_waited_for() {
+    let office = Office::new();
+    let asks = "name: asks\nnodes:\n  ok: { approval: \"go?\" }\n  go: { run: echo gone, needs: [ok] }\n";
+    office.place.write("asks.yaml", asks);
+    let submitted = office.json(&["run", "asks.yaml", "--detach", "--delay", "1s", "--name", "otter"]);
+    assert_eq!(office.json(&["ls"])[0]["ticket"]["stands"], "delayed");
+    let mut worker = office.hire(&[]);
+    assert_eq!(worker.until("held")["why"], "somebody must approve `ok`");
+    let run = &office.json(&["ls"])[0];
+    assert_eq!((&run["status"], &run["ticket"]["stands"]), (&json!("paused"), &json!("held")));
+    office.json(&["approve", "otter", "ok"]);
+    let finished = worker.until("finished");
+    assert_eq!((&finished["status"], &finished["execution"]), (&json!("completed"), &submitted["execution"]));
+    worker.signal(rustix::process::Signal::INT);
+    assert_eq!(worker.ended(), 0);
+}
+
+#[test]
+fn a_deduplication_key_submits_once_and_names_the_first() {
+    let office = Office::new();
+    office.place.write("chain.yaml", CHAIN);
+    let first = office.json(&["run", "chain.yaml", "--detach", "--dedup", "order 7"]);
+    let second = office.json(&["run", "chain.yaml", "--detach", "--dedup", "order 7"]);
+    assert_eq!((&first["duplicate"], &second["duplicate"]), (&json!(false), &json!(true)));
+    assert_eq!((&first["execution"], &first["name"]), (&second["execution"], &second["name"]));
+    assert_eq!(office.json(&["ls"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn what_is_stopped_while_it_waits_leaves_the_queue_and_resumes_there() {
+    let office = Office::new();
+    office.place.write("chain.yaml", CHAIN);
+    for name in ["paused", "cancelled", "removed"] {
+        office.submit("chain.yaml", name);
+    }
+    office.json(&["pause", "paused"]);
+    office.json(&["cancel", "cancelled"]);
+    office.json(&["rm", "removed", "--yes"]);
+    assert_eq!(office.work().last().unwrap()["runs"], 0);
+    let enqueued = office.json(&["resume", "paused", "--detach"]);
+    assert_eq!((&enqueued["status"], &enqueued["event"]), (&json!("running"), &json!("submitted")));
+    assert_eq!(office.work().last().unwrap()["runs"], 1);
+    assert_eq!(office.json(&["show", "paused"])["status"], "completed");
+}
+
+#[test]
+fn a_store_of_one_machine_has_no_workers() {
+    let place = Place::empty();
+    place.write("chain.yaml", CHAIN);
+    for arguments in [
+        vec!["worker"],
+        vec!["run", "chain.yaml", "--detach"],
+        vec!["resume", "otter", "--detach"],
+        vec!["ls", "--workers"],
+        vec!["--store", "memory:", "worker"],
+    ] {
+        let error = place.refused(&arguments, 2, "needs a store that machines share");
+        assert!(error["hint"].as_str().unwrap().contains("postgres://"), "{error}");
+    }
+}
