@@ -246,7 +246,7 @@ impl Engine {
             }
         };
         trace::identify(span, &name, &workflow);
-        let held = Held::take(&self.store, ctx.execution_id, self.lease_ttl).await?;
+        let held = Held::take(&self.store, &self.clock, ctx.execution_id, self.lease_ttl).await?;
         let name = name.into();
         let counter_actions = BTreeMap::new();
         let (span, undone_to) = (span.clone(), None);
@@ -273,7 +273,7 @@ impl Engine {
     }
 
     async fn go_on(&self, id: ExecutionId, resume: Resume, span: &Span) -> Result<Run, EngineError> {
-        let mut held = Held::take(&self.store, id, self.lease_ttl).await?;
+        let mut held = Held::take(&self.store, &self.clock, id, self.lease_ttl).await?;
         let resumed = match self.set_running(&held, id, resume, GoingOn::Here, span).await {
             // Whoever goes on with it here does so instead of a worker.
             Ok(resumed) => self.dequeue(id).await.map(|()| resumed),

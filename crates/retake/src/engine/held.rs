@@ -31,6 +31,8 @@ pub(super) struct Held {
     store: Arc<dyn Store>,
     lease: Option<Lease>,
     fence: u64,
+    /// When the lease was known to hold first, in elapsed time.
+    since: Duration,
     keeper: Option<Keeper>,
 }
 
@@ -47,15 +49,18 @@ struct Keeper {
 impl Held {
     pub(super) async fn take(
         store: &Arc<dyn Store>,
+        clock: &Arc<dyn Clock>,
         id: ExecutionId,
         ttl: Duration,
     ) -> Result<Self, StoreError> {
-        Ok(Self::of(store, store.lease(id, ttl).await?))
+        let since = clock.elapsed();
+        Ok(Self::of(store, store.lease(id, ttl).await?, since))
     }
 
-    /// Returns what holds a lease that was taken already.
-    pub(super) fn of(store: &Arc<dyn Store>, lease: Lease) -> Self {
-        Self { store: Arc::clone(store), fence: lease.fence, lease: Some(lease), keeper: None }
+    /// Returns what holds a lease that was taken already: by a call that was made at that elapsed time, and not before
+    /// it. What happened since is not known, for this process may have been stopped.
+    pub(super) fn of(store: &Arc<dyn Store>, lease: Lease, since: Duration) -> Self {
+        Self { store: Arc::clone(store), fence: lease.fence, lease: Some(lease), since, keeper: None }
     }
 
     pub(super) fn fence(&self) -> u64 {
@@ -66,7 +71,7 @@ impl Held {
     pub(super) fn keep(&mut self, clock: &Arc<dyn Clock>) {
         let Some(lease) = self.lease.clone() else { return };
         let (losing, lost) = watch::channel(None);
-        let confirmed = Arc::new(Mutex::new(clock.elapsed()));
+        let confirmed = Arc::new(Mutex::new(self.since));
         let keeping = Keeping {
             store: Arc::clone(&self.store),
             lease,
@@ -197,5 +202,47 @@ fn lock(confirmed: &Mutex<Duration>) -> MutexGuard<'_, Duration> {
 async fn give_back(store: &dyn Store, lease: &Lease) {
     if let Err(error) = store.release(lease).await {
         tracing::warn!(execution = %lease.execution_id, %error, "a lease could not be given back");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::execution::{ExecutionContext, ExecutionState};
+    use crate::store::{Cause, Conflict, MemoryStore, NewCheckpoint, NewExecution, delta};
+
+    /// Returns a store with an execution, by a clock that stands still.
+    async fn store(clock: &Arc<ManualClock>) -> (Arc<dyn Store>, ExecutionId) {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::with_clock(Arc::clone(clock) as _));
+        let ctx = ExecutionContext::new(uuid::Uuid::from_u128(7));
+        let new = NewExecution {
+            id: ctx.execution_id,
+            name: "held".to_owned(),
+            workflow_id: ctx.workflow_id,
+            workflow_name: "held".to_owned(),
+            definition: Vec::new(),
+            origin: None,
+        };
+        let first = NewCheckpoint {
+            delta: delta(None, &ctx, |_| None).unwrap(),
+            ..NewCheckpoint::new(clock.new_id(), clock.now(), ExecutionState::Running, Cause::Start)
+        };
+        store.create(new, first).await.unwrap();
+        (store, ctx.execution_id)
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_passed_on_before_anything_was_begun_is_not_confirmed() {
+        let clock = Arc::new(ManualClock::default());
+        let shared: Arc<dyn Clock> = Arc::clone(&clock) as _;
+        let (store, id) = store(&clock).await;
+        let mut held = Held::take(&store, &shared, id, LEASE_TTL).await.unwrap();
+        // Its process stands still before it does anything, and somebody takes over.
+        clock.advance(LEASE_TTL * 2);
+        store.lease(id, LEASE_TTL).await.unwrap();
+        held.keep(&shared);
+        let error = held.confirm().await.unwrap_err();
+        assert!(matches!(error, StoreError::Conflict(Conflict::Fenced { ours: 1, found: 2, .. })), "{error}");
     }
 }

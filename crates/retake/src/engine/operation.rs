@@ -102,7 +102,7 @@ impl Engine {
 
     pub(super) async fn rest(&self, id: ExecutionId) -> Result<AtRest, EngineError> {
         self.store.require(id).await?;
-        let held = Held::take(&self.store, id, self.lease_ttl).await?;
+        let held = Held::take(&self.store, &self.clock, id, self.lease_ttl).await?;
         let record = self.store.require(id).await?;
         let ctx = self.store.context(id, record.head).await?;
         Ok(AtRest { held, record, ctx })

@@ -104,7 +104,7 @@ impl Engine {
     ) -> Result<(ExecutionState, Seq), EngineError> {
         let queue = self.queue()?;
         self.store.require(id).await?;
-        let mut held = Held::take(&self.store, id, self.lease_ttl).await?;
+        let mut held = Held::take(&self.store, &self.clock, id, self.lease_ttl).await?;
         let resumed = self.set_running(&held, id, resume, GoingOn::Detached, &Span::none()).await;
         let enqueued = match resumed {
             Ok(Resumed { ctx, head, .. }) if ctx.state == ExecutionState::Completed => Ok((ctx.state, head)),

@@ -287,10 +287,11 @@ impl Shift {
             return None;
         }
         self.claim.most = self.options.concurrency - self.tasks.len();
+        let asked_at = self.bench.engine.clock.elapsed();
         let claimed = self.queue.claim(&self.claim).await;
         let found = claimed.as_ref().map(Vec::len).ok();
         for claimed in self.heed(claimed).await.unwrap_or_default() {
-            self.tasks.spawn(Arc::clone(&self.bench).advance(claimed));
+            self.tasks.spawn(Arc::clone(&self.bench).advance(claimed, asked_at));
         }
         found
     }

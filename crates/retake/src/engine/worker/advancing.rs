@@ -43,10 +43,11 @@ struct Leaving {
 }
 
 impl Bench {
-    /// Advances an execution as far as that goes, and settles the claim. Returns how many executions ended by that.
-    pub(super) async fn advance(self: Arc<Self>, claimed: Claimed) -> u64 {
+    /// Advances an execution that was asked for at that elapsed time as far as that goes, and settles the claim. Returns
+    /// how many executions ended by that.
+    pub(super) async fn advance(self: Arc<Self>, claimed: Claimed, asked_at: Duration) -> u64 {
         let id = claimed.lease.execution_id;
-        let (mut held, leaving, ended) = match self.take_up(claimed).await {
+        let (mut held, leaving, ended) = match self.take_up(claimed, asked_at).await {
             Err(left) => {
                 let (held, leaving) = *left;
                 (held, leaving, 0)
@@ -83,10 +84,10 @@ impl Bench {
     }
 
     /// Sets an execution running that was claimed, or says how to leave it.
-    async fn take_up(&self, claimed: Claimed) -> Result<Box<Run>, Box<(Held, Leaving)>> {
+    async fn take_up(&self, claimed: Claimed, asked_at: Duration) -> Result<Box<Run>, Box<(Held, Leaving)>> {
         let Claimed { lease, queue, claims } = claimed;
         let id = lease.execution_id;
-        let held = Held::of(self.engine.store(), lease);
+        let held = Held::of(self.engine.store(), lease, asked_at);
         let record = match self.engine.store().require(id).await {
             Ok(record) => record,
             Err(error) => return Err(Box::new((held, leaving(id, &id.to_string(), &error.into())))),
