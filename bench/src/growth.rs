@@ -19,10 +19,10 @@ use crate::{Effort, Outcome};
 const MESSAGES: &str = "messages";
 
 /// Where the early window ends: step 10 is in its middle.
-const EARLY: usize = 20;
+pub(crate) const EARLY: usize = 20;
 
 /// Steps in the late window.
-const LATE: usize = 50;
+pub(crate) const LATE: usize = 50;
 
 /// What a history of appends cost.
 #[derive(Debug)]
@@ -110,9 +110,15 @@ pub(crate) struct Windows {
 }
 
 impl Windows {
-    pub(crate) fn add(&mut self, steps: &[Duration]) {
+    fn add(&mut self, steps: &[Duration]) {
         self.early.extend_from_slice(&steps[1..EARLY]);
         self.late.extend_from_slice(&steps[steps.len().saturating_sub(LATE)..]);
+    }
+
+    /// Adds an early step of one history and a late one of another, made one after the other.
+    pub(crate) fn add_pair(&mut self, early: Duration, late: Duration) {
+        self.early.push(early);
+        self.late.push(late);
     }
 
     pub(crate) fn row(&self, what: String, goal: Option<Found>) -> Row {
@@ -145,25 +151,50 @@ pub(crate) fn append(
     content: Content,
     compress: bool,
 ) -> Outcome<Grown> {
-    let mut saved = runtime.block_on(Saved::create(store, 0, compress))?;
-    let mut draw = Draw::new(4);
+    let mut growing = Growing::create(runtime, store, content, compress)?;
     let mut grown = Grown { state_bytes: 0, steps: Vec::new(), computed: Vec::new() };
     for _ in 0..steps {
-        let message = sample::message(&mut draw, content);
-        let watch = Stopwatch::start();
-        saved.ctx.append(MESSAGES, message)?;
-        let (computed, checkpoint) = timed(|| saved.checkpoint());
-        runtime.block_on(saved.commit(store, checkpoint?))?;
-        grown.steps.push(watch.read());
+        let (step, computed) = growing.step(runtime, store)?;
+        grown.steps.push(step);
         grown.computed.push(computed);
     }
-    let messages = saved.ctx.get_variable(MESSAGES).ok_or("nothing was appended")?;
+    let messages = growing.saved.ctx.get_variable(MESSAGES).ok_or("nothing was appended")?;
     grown.state_bytes = encode(MESSAGES, messages)?.len() as u64;
     Ok(grown)
 }
 
+/// A history that grows.
+#[derive(Debug)]
+pub(crate) struct Growing {
+    saved: Saved,
+    draw: Draw,
+    content: Content,
+}
+
+impl Growing {
+    pub(crate) fn create(
+        runtime: &Runtime,
+        store: &dyn Store,
+        content: Content,
+        compress: bool,
+    ) -> Outcome<Self> {
+        let saved = runtime.block_on(Saved::create(store, 0, compress))?;
+        Ok(Self { saved, draw: Draw::new(4), content })
+    }
+
+    /// Appends a message. Returns how long that took until it was durable, and how long before it reached the store.
+    pub(crate) fn step(&mut self, runtime: &Runtime, store: &dyn Store) -> Outcome<(Duration, Duration)> {
+        let message = sample::message(&mut self.draw, self.content);
+        let watch = Stopwatch::start();
+        self.saved.ctx.append(MESSAGES, message)?;
+        let (computed, checkpoint) = timed(|| self.saved.checkpoint());
+        runtime.block_on(self.saved.commit(store, checkpoint?))?;
+        Ok((watch.read(), computed))
+    }
+}
+
 /// Returns how long each node of a chain took, with all that was done to record the one before.
-pub(crate) fn run_chain(runtime: &Runtime, store: Arc<dyn Store>, nodes: usize) -> Outcome<Vec<Duration>> {
+fn run_chain(runtime: &Runtime, store: Arc<dyn Store>, nodes: usize) -> Outcome<Vec<Duration>> {
     let starts = Arc::new(Mutex::new(Vec::new()));
     let watch = Arc::new(Stopwatch::start());
     let draw = Arc::new(Mutex::new(Draw::new(5)));

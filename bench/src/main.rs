@@ -59,8 +59,12 @@ const PARTS: [(&str, Part); 9] = [
 ];
 
 /// The parts that need a server, which are measured when they are asked for.
-const ON_POSTGRES: [(&str, Part); 2] =
-    [("postgres-saving", postgres::saving), ("postgres-growing", postgres::growing)];
+const ON_POSTGRES: [(&str, Part); 4] = [
+    ("postgres-saving", postgres::saving),
+    ("postgres-growing", postgres::growing),
+    ("postgres-claiming", postgres::claiming),
+    ("postgres-workers", postgres::workers),
+];
 
 /// What chooses all of [`ON_POSTGRES`].
 const POSTGRES: &str = "postgres";
@@ -68,9 +72,13 @@ const POSTGRES: &str = "postgres";
 type Part = fn(Effort) -> Outcome<Vec<Row>>;
 
 fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [postgres::WORK, url] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return told(postgres::work(url));
+    }
     let mut effort = Effort::Full;
     let mut chosen = Vec::new();
-    for argument in std::env::args().skip(1) {
+    for argument in arguments {
         match PARTS.iter().chain(&ON_POSTGRES).find(|(name, _)| *name == argument) {
             Some(part) => chosen.push(*part),
             None if argument == POSTGRES => chosen.extend(ON_POSTGRES),
@@ -86,11 +94,12 @@ fn main() -> ExitCode {
     if chosen.is_empty() {
         chosen.extend(PARTS);
     }
-    match measure(&chosen, effort) {
-        Ok(rows) => {
-            table::print(&machine::facts(), &rows);
-            ExitCode::SUCCESS
-        }
+    told(measure(&chosen, effort).map(|rows| table::print(&machine::facts(), &rows)))
+}
+
+fn told(done: Outcome<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             table::complain(&error.to_string());
             ExitCode::FAILURE

@@ -98,6 +98,16 @@ impl Saved {
         variables: usize,
         compress: bool,
     ) -> Result<Self, StoreError> {
+        let (saved, new, first) = Self::begin(variables, compress)?;
+        store.create(new, first).await?;
+        Ok(saved)
+    }
+
+    /// Returns an execution with so many variables of 1 KB, and what creates it.
+    pub(crate) fn begin(
+        variables: usize,
+        compress: bool,
+    ) -> Result<(Self, NewExecution, NewCheckpoint), StoreError> {
         let clock = SystemClock::default();
         let mut ctx = ExecutionContext::with_id(clock.new_id(), uuid::Uuid::from_u128(1), clock.now());
         let mut draw = Draw::new(1);
@@ -116,8 +126,7 @@ impl Saved {
         let mut first = saved.checkpoint()?;
         first.delta = delta(None, &saved.ctx, |_| None)?;
         first.cause = Cause::Start;
-        store.create(new, first).await?;
-        Ok(saved)
+        Ok((saved, new, first))
     }
 
     pub(crate) fn id(&self) -> ExecutionId {

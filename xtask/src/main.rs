@@ -21,7 +21,8 @@ usage: cargo xtask TASK
                 every decoder on bytes grown to reach every branch, N seconds (60) each
   postgres -- COMMAND...
                 a command with a private PostgreSQL server, which the tests of some crates need
-  bench [ARGS]  the ratios of docs/benchmarks.md, measured here and now";
+  bench [ARGS]  the ratios of docs/benchmarks.md, measured here and now; `bench postgres` starts a server for those that
+                need one";
 
 /// Feature sets of the library beside all of them together: each must build without warnings. Each is built with what it
 /// needs, so there are as few as show what depends on what.
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
         shell.change_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
         match task.as_deref() {
             Some("test") if rest.is_empty() => test(&shell),
-            Some("bench") => cmd!(shell, "cargo run --release -p retake-bench -- {rest...}").run(),
+            Some("bench") => bench(&shell, &rest),
             Some("reliability") => reliability(&shell, &rest),
             Some("postgres") => with_postgres(&shell, &rest),
             Some("fuzz") => fuzz(&shell, &rest),
@@ -153,6 +154,18 @@ fn reliability(shell: &Shell, arguments: &[String]) -> xshell::Result<()> {
     let cluster = cluster(shell);
     let _server = cluster.variables().map(|(name, value)| shell.push_env(name, value));
     trials(shell, arguments)
+}
+
+/// Measures; what needs a server gets one with the settings that a new cluster has.
+fn bench(shell: &Shell, arguments: &[String]) -> xshell::Result<()> {
+    // Built before there is a server: it is to have the machine for itself.
+    cmd!(shell, "cargo build --release -p retake-bench").run()?;
+    let cluster = arguments.iter().any(|argument| argument.starts_with("postgres")).then(|| cluster(shell));
+    let variables = cluster.as_ref().map(Cluster::variables);
+    let _server = variables.map(|variables| variables.map(|(name, value)| shell.push_env(name, value)));
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    let program = target.join("release/retake-bench");
+    cmd!(shell, "{program} {arguments...}").run()
 }
 
 /// Builds as the tests are built, so that nothing is built twice.

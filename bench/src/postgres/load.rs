@@ -51,11 +51,10 @@ pub(crate) async fn save_for(
             let texts = Arc::clone(&texts);
             tokio::spawn(async move {
                 let mut latencies = Vec::new();
-                let mut step = 0;
                 while watch.read() < time {
+                    let step = usize::try_from(saved.head).unwrap_or(0);
                     let text = texts[step % texts.len()].clone();
                     saved.ctx.set_variable(sample::variable(step % VARIABLES), text);
-                    step += 1;
                     let before = watch.read();
                     saved.save(&*store).await?;
                     latencies.push(watch.read() - before);
