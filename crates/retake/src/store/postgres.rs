@@ -3,6 +3,7 @@
 //! Everything here is done by tasks of the caller's runtime, which must have tokio's timers and sockets.
 
 mod address;
+mod alone;
 mod asking;
 mod batch;
 mod chain;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use super::alone;
 use super::db::Db;
 use super::row::{self, Checksum, Operation, Point};
 use crate::store::StoreError;
@@ -190,6 +191,13 @@ const FULL: &str = concat!(
 
 /// Commits, at most one write of each execution. Returns the executions whose write went through.
 pub(super) async fn commit(db: &Db, writes: &[Write]) -> Result<HashSet<i64>, StoreError> {
+    if let [write] = writes
+        && write.is_plain()
+        && let Some(delta) = &write.delta
+    {
+        let done = alone::commit(db, write, delta).await?;
+        return Ok(done.then(|| write.key()).into_iter().collect());
+    }
     let each = |write: fn(&Write) -> i64| writes.iter().map(write).collect::<Vec<_>>();
     let bytes = |write: fn(&Write) -> &[u8]| writes.iter().map(write).collect::<Vec<_>>();
     let optional = |write: fn(&Write) -> Option<i64>| writes.iter().map(write).collect::<Vec<_>>();
