@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use retake::store::{Conflict, NewOperation, Note, StoreError, StoreExt};
+use retake::store::{
+    Conflict, NewOperation, Note, PostgresOptions, Queue, StoreError, StoreExt, Submitted, Ticket,
+};
 use retake::testkit::postgres::PostgresSchema;
 
 use super::*;
@@ -159,4 +162,32 @@ async fn a_run_goes_on_when_the_server_closes_its_connections() {
         assert_eq!(store.operations(id).await.unwrap().len(), 100);
     }
     sound(&store).await;
+}
+
+/// A store takes keys with its first row: here within a transaction, which has the only connection.
+#[tokio::test]
+async fn one_connection_is_enough_for_what_takes_keys_within_a_transaction() {
+    let schema = PostgresSchema::new();
+    let second = Duration::from_secs(1);
+    let options = || PostgresOptions {
+        connections_max: 1,
+        call_timeout: 5 * second,
+        outage_max: second,
+        ..PostgresOptions::default()
+    };
+    let connect = async || PostgresStore::connect_with(&schema.url(), options()).await.unwrap();
+    let (new, first) = (execution("submitted", None), checkpoint(set("step", "1")));
+    let submitted = connect().await.submit(new, first, Ticket::default(), None).await.unwrap();
+    assert!(matches!(submitted, Submitted::Created(_)), "{submitted:?}");
+
+    let store = connect().await;
+    let origin = begin(&store, "origin").await;
+    let fork = execution("fork", Some(Origin { execution_id: origin, seq: 1 }));
+    connect().await.create(fork, checkpoint(set("step", "2"))).await.unwrap();
+
+    let history = store.export(origin).await.unwrap();
+    store.delete(origin).await.unwrap();
+    let store = connect().await;
+    store.import(history).await.unwrap();
+    assert_eq!(store.execution(origin).await.unwrap().unwrap().head, 1);
 }

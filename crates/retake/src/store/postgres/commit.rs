@@ -247,7 +247,7 @@ async fn prepare(
         // Nothing changed: the point is its base's state, and shares its row.
         None => (None, *base, *reach),
         Some(body) => {
-            let key = shared.keys.next(&shared.db, *base).await?;
+            let key = shared.keys.next(&mut Reader::Db(&shared.db), *base).await?;
             let checksum = row::delta_checksum(key, Some(*base), body);
             let delta = NewDelta { key, base: Some(*base), body: body.clone(), checksum };
             let length = i64::try_from(length).unwrap_or(i64::MAX);

@@ -101,7 +101,7 @@ impl Creation {
         base: Option<i64>,
     ) -> Result<Created, StoreError> {
         let (new, checkpoint) = (&self.new, &self.draft.checkpoint);
-        let key = shared.keys.next(&shared.db, 0).await?;
+        let key = shared.keys.next(reader, 0).await?;
         let empty;
         let body = match (&self.draft.body, base) {
             (Some(body), _) => Some(&body[..]),
@@ -114,7 +114,7 @@ impl Creation {
         };
         let delta = match (body, base) {
             (None, Some(base)) => base,
-            (_, base) => shared.keys.next(&shared.db, base.unwrap_or(0)).await?,
+            (_, base) => shared.keys.next(reader, base.unwrap_or(0)).await?,
         };
         let delta_checksum = body.map(|body| row::delta_checksum(delta, base, body).to_vec());
         let length = body.map_or(0, <[u8]>::len);

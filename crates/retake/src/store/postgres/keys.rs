@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::db::Db;
+use super::chain::Reader;
 use super::row;
 use crate::store::StoreError;
 
@@ -28,12 +28,15 @@ impl Keys {
     }
 
     /// Returns a key that nobody else has, greater than `below`.
-    pub(super) async fn next(&self, db: &Db, below: i64) -> Result<i64, StoreError> {
+    ///
+    /// Within a transaction, `reader` is that transaction: where all connections are in transactions that wait for keys,
+    /// there is none left to ask by.
+    pub(super) async fn next(&self, reader: &mut Reader<'_>, below: i64) -> Result<i64, StoreError> {
         for _ in 0..ATTEMPTS_MAX {
             if let Some(key) = self.take(below) {
                 return Ok(key);
             }
-            let rows = db.query("taking keys", "SELECT nextval('keys')", &[]).await?;
+            let rows = reader.query("SELECT nextval('keys')", &[]).await?;
             let first = match rows.first() {
                 Some(row) => {
                     row::get::<i64>(row, 0).map_err(|why| row::damaged("the keys".to_owned(), why))?

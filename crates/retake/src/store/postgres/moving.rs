@@ -334,7 +334,7 @@ async fn insert_execution(
     Prepared { history, .. }: &Prepared,
 ) -> Result<i64, StoreError> {
     let record = &history.execution;
-    let key = shared.keys.next(&shared.db, 0).await?;
+    let key = shared.keys.next(&mut Reader::Transaction(transaction), 0).await?;
     let mut log = Log::start(record.id);
     let mut operations = Vec::with_capacity(history.operations.len());
     for operation in &history.operations {
@@ -462,7 +462,7 @@ async fn insert_points(
         let base = point.base.and_then(|base| deltas.get(&base)).copied();
         let delta = match (&packed.body, base) {
             (None, Some(base)) => base,
-            (_, base) => shared.keys.next(&shared.db, base.unwrap_or(0)).await?,
+            (_, base) => shared.keys.next(&mut Reader::Transaction(transaction), base.unwrap_or(0)).await?,
         };
         deltas.insert(point.record.seq, delta);
         placed.push(Placed { delta, base, packed });
