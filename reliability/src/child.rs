@@ -12,7 +12,7 @@ use retake::store::Seq;
 use rustix::process::{Pid, Signal};
 
 use crate::committing::{self, Telling};
-use crate::{Outcome, bounds, migration, poison, race, report};
+use crate::{Outcome, bounds, crew, migration, network, poison, race, report};
 
 /// The first argument of a child.
 pub(crate) const ARGUMENT: &str = "child";
@@ -37,8 +37,10 @@ const CHILDREN: &[(&str, Named)] = &[
     (bounds::large::CHILD, bounds::large::child),
     (bounds::many::CHILD, bounds::many::child),
     (bounds::memory::CHILD, bounds::memory::child),
+    (crew::CHILD, crew::child),
     (migration::CHILD, migration::child),
     (migration::PIECEMEAL_CHILD, migration::piecemeal_child),
+    (network::UNBOUNDED_CHILD, network::unbounded_child),
     (poison::CHILD, poison::child),
     (poison::NAIVE, poison::naive),
     (race::CHILD, race::child),
@@ -181,17 +183,7 @@ impl Running {
 
     /// Stops it, with all its threads: from now on it says nothing, and does nothing about what it hears.
     pub(crate) fn stop(&self) -> Outcome<()> {
-        let pid = Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, Signal::STOP)?;
-        let mut stopped = 0;
-        for _ in 0..STOP_LOOKS_MAX {
-            stopped = if is_stopped(pid)? { stopped + 1 } else { 0 };
-            if stopped == STOPPED_LOOKS {
-                return Ok(());
-            }
-            std::thread::sleep(STOP_PAUSE);
-        }
-        Err("the child does not stop".into())
+        stop(Pid::from_child(&self.child))
     }
 
     /// Kills it. Returns all that it said.
@@ -222,6 +214,20 @@ impl Drop for Running {
         drop(self.end());
         drop(self.child.wait());
     }
+}
+
+/// Stops a process with all its threads, and returns when they stand still.
+pub(crate) fn stop(pid: Pid) -> Outcome<()> {
+    rustix::process::kill_process(pid, Signal::STOP)?;
+    let mut stopped = 0;
+    for _ in 0..STOP_LOOKS_MAX {
+        stopped = if is_stopped(pid)? { stopped + 1 } else { 0 };
+        if stopped == STOPPED_LOOKS {
+            return Ok(());
+        }
+        std::thread::sleep(STOP_PAUSE);
+    }
+    Err("the child does not stop".into())
 }
 
 /// Tells whether all threads of a process are stopped, or it has none any more.

@@ -25,6 +25,15 @@ const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// How long one such look takes at most.
 const LOOK_MAX: Duration = Duration::from_secs(2);
 
+/// What a kill befalls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Victim {
+    /// The first process alone: those that serve connections notice it, some only after they have committed.
+    Postmaster,
+    /// All processes at once.
+    Everything,
+}
+
 /// Where the server is.
 #[derive(Debug, Clone)]
 pub(crate) struct Site {
@@ -109,12 +118,15 @@ impl Cluster {
         Err(format!("the server does not start: {}", last.join("; ")).into())
     }
 
-    /// Kills all its processes with SIGKILL.
-    fn kill(&mut self) -> Outcome<()> {
-        let Some(mut server) = self.server.take() else { return Ok(()) };
+    /// Kills it with SIGKILL.
+    pub(crate) fn kill(&mut self, victim: Victim) -> Outcome<()> {
+        let Some(mut server) = self.server.take() else { return Err("there is no server to kill".into()) };
         let first = Pid::from_child(&server);
-        let others = children(first);
-        server.kill()?;
+        let others = match victim {
+            Victim::Postmaster => Vec::new(),
+            Victim::Everything => children(first),
+        };
+        rustix::process::kill_process(first, Signal::KILL)?;
         for other in others {
             // It may have ended.
             let _ = rustix::process::kill_process(other, Signal::KILL);
@@ -129,6 +141,17 @@ impl Cluster {
             "postgres://postgres@{}:{}/postgres?sslmode=disable&schema={schema}",
             self.site.host, self.port
         )
+    }
+
+    /// Returns the URL of a store in a schema, past any network.
+    pub(crate) fn url_beside(&self, schema: &str) -> String {
+        let directory = self.directory.path().display().to_string().replace('/', "%2F");
+        format!("postgres://postgres@{directory}:{}/postgres?sslmode=disable&schema={schema}", self.port)
+    }
+
+    /// Returns the first columns of what statements give, whatever becomes of the network.
+    pub(crate) fn query(&self, sql: &str) -> Outcome<Vec<String>> {
+        runtime()?.block_on(async { rows(&connect(&self.beside()).await?, sql).await })
     }
 
     /// Returns how to connect past any network.
@@ -163,8 +186,8 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // It may have ended.
-        drop(self.kill());
+        // It may have been killed.
+        drop(self.kill(Victim::Everything));
     }
 }
 

@@ -4,9 +4,11 @@
 //! trial with one protection taken away, which must fail. See `docs/reliability.md` for what each shows.
 
 mod bounds;
+mod chaos;
 mod child;
 mod cluster;
 mod committing;
+mod crew;
 mod damage;
 mod disk;
 mod encryption;
@@ -18,12 +20,14 @@ mod kill;
 mod loss;
 mod migration;
 mod model;
+mod network;
 mod poison;
 mod power_cut;
 mod race;
 mod report;
 mod stores;
 mod workplace;
+mod zombie;
 
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -72,6 +76,9 @@ const AT_ONCE: usize = 3;
 /// All trials, in the order in which they begin.
 const TRIALS: &[Trial] = &[
     Trial { name: "power-cut", run: power_cut::run },
+    Trial { name: "zombie", run: zombie::run },
+    Trial { name: "network", run: network::run },
+    Trial { name: "chaos", run: chaos::run },
     Trial { name: "kill", run: kill::run },
     Trial { name: "damage", run: damage::trial },
     Trial { name: "io-errors", run: io_errors::run },

@@ -35,8 +35,14 @@ const DRIVERS: &[&str] = &["tokio", "rusqlite", "libsqlite3-sys", "tokio-postgre
 const TEST_SEED: u32 = 1_844_954_828;
 
 /// What the trials call beside Perl, which Debian cannot be without, and the package of each.
-const TOOLS: &[(&str, &str)] =
-    &[("strace", "strace"), ("mkfs.ext4", "e2fsprogs"), ("mount", "mount"), ("fallocate", "util-linux")];
+const TOOLS: &[(&str, &str)] = &[
+    ("strace", "strace"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mount", "mount"),
+    ("fallocate", "util-linux"),
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+];
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
