@@ -26,7 +26,7 @@ usage: cargo xtask TASK
 
 /// Feature sets of the library beside all of them together: each must build without warnings. Each is built with what it
 /// needs, so there are as few as show what depends on what.
-const FEATURE_SETS: &[&str] = &["", "store", "sqlite,testkit", "postgres", "engine"];
+const FEATURE_SETS: &[&str] = &["", "sqlite", "postgres", "engine"];
 
 /// Crates that `execution`, `checkpoint` and `rollback` must do without.
 const DRIVERS: &[&str] = &["tokio", "rusqlite", "libsqlite3-sys", "tokio-postgres", "reqwest"];
@@ -93,6 +93,8 @@ fn test(shell: &Shell) -> xshell::Result<()> {
         )
         .run()?;
     }
+    // As it is installed.
+    cmd!(shell, "cargo clippy -p retake-cli --bins -- -D warnings").run()?;
     cmd!(shell, "cargo clippy --workspace --all-features --all-targets -- -D warnings").run()?;
     cmd!(shell, "cargo doc -p retake --all-features --no-deps").run()?;
     // What has neither runtime nor driver is tested without them.
