@@ -22,6 +22,8 @@ mod migration;
 mod moving;
 mod outage;
 mod password;
+#[cfg(all(test, feature = "testkit"))]
+mod plans;
 mod pool;
 mod prune;
 mod query;

@@ -16,9 +16,9 @@ use crate::execution::ExecutionId;
 use crate::store::{Conflict, Note, OperationRecord, Request, StoreError, column};
 
 /// Executions that share one look at most.
-const LOOK_MAX: usize = 256;
+pub(super) const LOOK_MAX: usize = 256;
 
-const LOOK: &str = "
+pub(super) const LOOK: &str = "
 SELECT r.key, r.execution, r.id, r.body, r.checksum, e.id FROM executions e JOIN requests r ON r.execution = e.key
 WHERE e.id = ANY ($1) ORDER BY r.key";
 

@@ -89,23 +89,35 @@ impl DeltaRow {
 /// The way from a delta back to its nearest keyframe: key, base, body, checksum, and the keyframe's size, body and
 /// checksum. Steps are lateral and limited, so that each is a look at an index, however the tables have grown since the
 /// statement was planned.
-const WAY: &str = "
+macro_rules! way {
+    ($delta:literal, $passed:literal) => {
+        concat!("
 WITH RECURSIVE way AS (
     SELECT d.key, d.base, d.body, d.checksum, k.size, k.body AS frame, k.checksum AS frame_checksum
     FROM deltas d LEFT JOIN LATERAL (
-        SELECT k.size, k.body, k.checksum FROM keyframes k WHERE k.delta = d.key AND k.delta <> ALL ($2) LIMIT 1
-    ) k ON true WHERE d.key = $1
+        SELECT k.size, k.body, k.checksum FROM keyframes k WHERE k.delta = d.key AND k.delta <> ALL (", $passed, ") LIMIT 1
+    ) k ON true WHERE d.key = ", $delta, "
   UNION ALL
     SELECT d.key, d.base, d.body, d.checksum, k.size, k.body, k.checksum
     FROM way w CROSS JOIN LATERAL (
         SELECT d.key, d.base, d.body, d.checksum FROM deltas d WHERE d.key = w.base LIMIT 1
     ) d LEFT JOIN LATERAL (
-        SELECT k.size, k.body, k.checksum FROM keyframes k WHERE k.delta = d.key AND k.delta <> ALL ($2) LIMIT 1
+        SELECT k.size, k.body, k.checksum FROM keyframes k WHERE k.delta = d.key AND k.delta <> ALL (", $passed, ") LIMIT 1
     ) k ON true
     WHERE w.size IS NULL AND d.key < w.key
 )
 SELECT key, base, CASE WHEN size IS NULL THEN body ELSE ''::bytea END, checksum, size, frame, frame_checksum
-FROM way ORDER BY key DESC";
+FROM way ORDER BY key DESC")
+    };
+}
+
+pub(super) const WAY: &str = way!("$1", "$2::bigint[]");
+
+/// The way from the delta of a point, by its execution's id and its number.
+pub(super) const WAY_FROM_POINT: &str = way!(
+    "(SELECT c.delta FROM executions e JOIN checkpoints c ON c.execution = e.key WHERE e.id = $1 AND c.seq = $2)",
+    "'{}'::bigint[]"
+);
 
 /// The same way without what lies on it: bytes behind the keyframe, the keyframe's size, and the root's bytes.
 macro_rules! reached {
@@ -180,6 +192,14 @@ pub(super) async fn resolved(reader: &mut Reader<'_>, delta: i64) -> Result<Reso
                 return Err(damaged(format!("keyframe {key}"), "and so are those before it".to_owned()));
             }
         }
+    }
+}
+
+/// Returns the state that a delta leads to, where the way from it has been read already.
+pub(super) async fn image_of(reader: &mut Reader<'_>, delta: i64, rows: &[Row]) -> Result<Image, StoreError> {
+    match resolve(delta, rows)? {
+        Way::Resolved(resolved) => Ok(resolved.image),
+        Way::DamagedFrame(_) => image(reader, delta).await,
     }
 }
 

@@ -158,7 +158,7 @@ enum Found {
 }
 
 /// An execution, its head's point, and the way from it to the nearest keyframe.
-const LOOK: &str = concat!(
+pub(super) const LOOK: &str = concat!(
     "WITH RECURSIVE head AS (
         SELECT c.* FROM executions e JOIN checkpoints c ON c.execution = e.key AND c.seq = e.head WHERE e.id = $1
     ), ",

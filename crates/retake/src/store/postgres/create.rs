@@ -19,7 +19,7 @@ use crate::store::{CheckpointRecord, Commit, Conflict, NewCheckpoint, NewExecuti
 const ATTEMPTS_MAX: usize = 16;
 
 /// Adds an execution with its first point.
-const INSERT: &str = concat!(
+pub(super) const INSERT: &str = concat!(
     "WITH made AS (
         INSERT INTO executions (key, id, name, created_at, origin_id, origin_seq, workflow, workflow_name, state,
             state_name, head, updated_at, spend, link, checksum, log_last, log_link, log_checksum, slack_max)

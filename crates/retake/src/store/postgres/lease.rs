@@ -16,17 +16,17 @@ const TTL_MAX_US: u128 = 100 * 365 * 24 * 3_600 * 1_000_000;
 const ATTEMPTS_MAX: usize = 16;
 
 /// Takes a lease whose time is up, or that the same call took before it lost the connection.
-const TAKE: &str = "
+pub(super) const TAKE: &str = "
 UPDATE executions e SET fence = e.fence + 1, owner = $2, owner_id = $3,
     lease_until = moment() + $4::bigint * interval '1 microsecond'
 WHERE e.id = $1 AND (e.lease_until IS NULL OR e.lease_until <= moment() OR e.owner_id = $3)
 RETURNING e.fence";
 
 /// The ticket that was claimed with the lease says when it runs out, so that nobody looks at it before.
-const RENEW: &str = "
+pub(super) const RENEW: &str = "
 WITH renewed AS (
     UPDATE executions e SET owner = $3, lease_until = moment() + $4::bigint * interval '1 microsecond'
-    WHERE e.id = $1 AND e.fence = $2 RETURNING e.key, e.lease_until
+    WHERE e.id = $1 AND e.fence = $2 AND e.owner IS NOT NULL RETURNING e.key, e.lease_until
 ), kept AS (
     UPDATE tickets t SET due = r.lease_until FROM renewed r
     WHERE t.execution = r.key AND t.stand = 'claimed' AND t.claimed_fence = $2
@@ -34,7 +34,7 @@ WITH renewed AS (
 SELECT key FROM renewed";
 
 /// Returns the tickets that somebody may claim now.
-const RELEASE: &str = "
+pub(super) const RELEASE: &str = "
 WITH released AS (
     UPDATE executions e SET owner = NULL, owner_id = NULL, lease_until = NULL
     WHERE e.id = $1 AND e.fence = $2 AND e.owner IS NOT NULL RETURNING e.key

@@ -29,19 +29,19 @@ macro_rules! executions {
     };
 }
 
-const BY_ID: &str = executions!("WHERE e.id = $1");
+pub(super) const BY_ID: &str = executions!("WHERE e.id = $1");
 
-const NEWEST: &str = executions!("ORDER BY e.created_at DESC, e.id DESC LIMIT $1");
+pub(super) const NEWEST: &str = executions!("ORDER BY e.created_at DESC, e.id DESC LIMIT $1");
 
-const BY_STATE: &str =
+pub(super) const BY_STATE: &str =
     executions!("WHERE e.state_name = $2::text ORDER BY e.created_at DESC, e.id DESC LIMIT $1");
 
-const BY_ORIGIN: &str = executions!(
+pub(super) const BY_ORIGIN: &str = executions!(
     "WHERE e.origin_id = $3::uuid AND ($2::text IS NULL OR e.state_name = $2) \
      ORDER BY e.created_at DESC, e.id DESC LIMIT $1"
 );
 
-const BY_ADDRESS: &str = executions!(
+pub(super) const BY_ADDRESS: &str = executions!(
     "WHERE e.key = ANY (ARRAY(SELECT n.key FROM executions n WHERE sha256(n.name) = sha256($4::bytea) UNION \
      SELECT i.key FROM executions i WHERE i.id BETWEEN $5::uuid AND $6::uuid)) \
      AND ($2::text IS NULL OR e.state_name = $2) AND ($3::uuid IS NULL OR e.origin_id = $3) \
@@ -51,14 +51,20 @@ const BY_ADDRESS: &str = executions!(
 const POINT: &str =
     concat!("SELECT ", checkpoint_columns!(), " FROM checkpoints c WHERE c.execution = $1 AND c.seq = $2");
 
-const POINTS: &str = concat!(
+const POINT_OF: &str = concat!(
+    "SELECT ",
+    checkpoint_columns!(),
+    " FROM checkpoints c WHERE c.execution = (SELECT e.key FROM executions e WHERE e.id = $1) AND c.seq = $2"
+);
+
+pub(super) const POINTS: &str = concat!(
     "SELECT ",
     checkpoint_columns!(),
     " FROM checkpoints c WHERE c.execution = (SELECT e.key FROM executions e WHERE e.id = $1) AND c.seq < $2 \
      ORDER BY c.seq DESC LIMIT $3"
 );
 
-const POINT_BY_ID: &str = concat!(
+pub(super) const POINT_BY_ID: &str = concat!(
     "SELECT ",
     execution_columns!(),
     ", ",
@@ -66,7 +72,7 @@ const POINT_BY_ID: &str = concat!(
     " FROM checkpoints c LEFT JOIN executions e ON e.key = c.execution WHERE c.id = $1"
 );
 
-const OPERATIONS: &str = concat!(
+pub(super) const OPERATIONS: &str = concat!(
     "SELECT ",
     operation_columns!(),
     " FROM operations o WHERE o.execution = (SELECT e.key FROM executions e WHERE e.id = $1) ORDER BY o.number DESC"
@@ -223,12 +229,22 @@ pub(super) async fn by_id(
     point.record(&execution).map(Some)
 }
 
-/// Reads a state in one round trip: the records, and beside them the way that they should lead to.
+/// Reads a state in one round trip: the records, and the way from the delta that they name.
 pub(super) async fn state(shared: &Shared, id: ExecutionId, seq: Seq) -> Result<Image, StoreError> {
-    let found = shared.db.optional("reading", BY_ID, &[&id]).await?.ok_or(StoreError::NoExecution(id))?;
-    let reader = &mut Reader::Db(&shared.db);
-    let point = current(&found)?.point(reader, seq).await?;
-    chain::image(reader, point.delta).await
+    // A number that is too large for the tables is that of no point.
+    let stored = i64::try_from(seq).unwrap_or(-1);
+    let found = shared
+        .db
+        .view(
+            "reading",
+            &[(BY_ID, &[&id]), (POINT_OF, &[&id, &stored]), (chain::WAY_FROM_POINT, &[&id, &stored])],
+        )
+        .await?;
+    let [execution, point, way] = &found[..] else { return Err(StoreError::NoExecution(id)) };
+    let execution = current(execution.first().ok_or(StoreError::NoExecution(id))?)?;
+    let point = Point::read(point.first().ok_or_else(|| execution.no_point(seq))?, 0, id)?;
+    point.record(&execution)?;
+    chain::image_of(&mut Reader::Db(&shared.db), point.delta, way).await
 }
 
 pub(super) async fn operations(shared: &Shared, id: ExecutionId) -> Result<Vec<OperationRecord>, StoreError> {

@@ -159,9 +159,9 @@ macro_rules! adopted {
 }
 pub(super) use adopted;
 
-const PLAIN: &str = concat!(moved!("", "", "", ""), " SELECT key FROM moved");
+pub(super) const PLAIN: &str = concat!(moved!("", "", "", ""), " SELECT key FROM moved");
 
-const FULL: &str = concat!(
+pub(super) const FULL: &str = concat!(
     moved!(
         ", $29::bigint[], $30::bytea[], $31::bytea[]",
         ", number, log_link, log_checksum",
