@@ -9,7 +9,8 @@ use retake::clock::{Clock, SystemClock};
 const LOCK: &str = include_str!("../../Cargo.lock");
 
 /// Packages whose version matters to a number.
-const PACKAGES: [&str; 5] = ["retake", "oxify-model", "rusqlite", "libsqlite3-sys", "tokio"];
+const PACKAGES: [&str; 6] =
+    ["retake", "oxify-model", "rusqlite", "libsqlite3-sys", "tokio-postgres", "tokio"];
 
 /// Returns the facts that a number needs to be compared with another.
 pub(crate) fn facts() -> Vec<(&'static str, String)> {

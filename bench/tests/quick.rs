@@ -56,6 +56,9 @@ fn a_quick_run_of_the_parts_on_postgres_prints_a_row_for_every_number() {
         ("| PostgreSQL: our processor for one commit", 2),
         ("bytes added to tables and indexes", 4),
         ("| PostgreSQL: durable step 60 over step 10", 1),
+        ("| PostgreSQL: claim and settle", 2),
+        ("| PostgreSQL: executions of one node that does nothing", 2),
+        ("| PostgreSQL: nodes that do nothing, in chains of 10", 2),
     ] {
         assert_eq!(table.matches(what).count(), rows, "{what}\n{table}");
     }
