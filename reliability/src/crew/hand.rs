@@ -53,6 +53,11 @@ pub(crate) fn child(arguments: &[String]) -> Outcome<()> {
     let [url, lease_ms, journal, habit, label] = arguments else {
         return Err("a worker wants a store, a lease, a journal, a habit and a number".into());
     };
+    std::thread::spawn(|| {
+        // Whoever hired it is gone, however that came about.
+        let _ended = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(0);
+    });
     let lease = Duration::from_millis(lease_ms.parse()?);
     let habit = Habit::named(habit).ok_or("a worker has an unknown habit")?;
     let journal = Arc::new(Journal::open(journal.as_ref(), label)?);

@@ -9,7 +9,7 @@ use retake::store::{
     CheckpointRecord, Claim, Claimed, Commit, Conflict, ExecutionFilter, ExecutionRecord, Feed, FeedPage,
     History, HistoryPage, Image, Lease, Limit, NewCheckpoint, NewExecution, Note, OperationRecord, Queue,
     QueueDepth, Report, Request, Seq, Settlement, StaleLease, Store, StoreError, Submitted, Ticket,
-    WorkerRecord, WorkerReport,
+    TicketRecord, WorkerRecord, WorkerReport,
 };
 use uuid::Uuid;
 
@@ -177,6 +177,10 @@ impl Queue for Watched {
 
     async fn claim(&self, claim: &Claim) -> Result<Vec<Claimed>, StoreError> {
         self.inner.claim(claim).await
+    }
+
+    async fn tickets(&self, ids: &[ExecutionId]) -> Result<Vec<TicketRecord>, StoreError> {
+        self.inner.tickets(ids).await
     }
 
     async fn settle(&self, lease: &Lease, settlement: Settlement) -> Result<(), StoreError> {
