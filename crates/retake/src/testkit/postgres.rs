@@ -1,5 +1,6 @@
 //! Stores on a PostgreSQL server for tests, each in a schema of its own.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,13 +15,19 @@ pub const RETAKE_TEST_POSTGRES: &str = "RETAKE_TEST_POSTGRES";
 
 /// A schema that is not there yet, and goes when this is dropped, with everything in it.
 ///
-/// As a [`Harness`] it opens the store anew each time.
+/// As a [`Harness`] it opens the store twice, and gives one and the other in turn: so each finds what it knows of an
+/// execution out of date.
 #[derive(Debug)]
 pub struct PostgresSchema {
     name: String,
     /// How far the time that leases go by is ahead of the server's.
     ahead: Mutex<Duration>,
+    /// Those that a harness gives, the next one first.
+    opened: Mutex<VecDeque<Arc<PostgresStore>>>,
 }
+
+/// Stores that a harness has open.
+const OPENED_MAX: usize = 2;
 
 impl PostgresSchema {
     /// Returns a schema on the server that [`RETAKE_TEST_POSTGRES`] names.
@@ -29,7 +36,11 @@ impl PostgresSchema {
     /// Where the variable is not set.
     pub fn new() -> Self {
         server();
-        Self { name: format!("test_{}", SystemClock::default().new_id().simple()), ahead: Mutex::default() }
+        Self {
+            name: format!("test_{}", SystemClock::default().new_id().simple()),
+            ahead: Mutex::default(),
+            opened: Mutex::default(),
+        }
     }
 
     /// Returns its name.
@@ -87,7 +98,17 @@ impl Default for PostgresSchema {
 #[async_trait::async_trait]
 impl Harness for PostgresSchema {
     async fn open(&self) -> Arc<dyn Store> {
-        Arc::new(self.store().await)
+        let opened = || self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = {
+            let mut opened = opened();
+            if opened.len() < OPENED_MAX { None } else { opened.pop_front() }
+        };
+        let store = match next {
+            Some(store) => store,
+            None => Arc::new(self.store().await),
+        };
+        opened().push_back(Arc::clone(&store));
+        store
     }
 
     async fn pass(&self, time: Duration) {
