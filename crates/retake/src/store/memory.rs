@@ -335,6 +335,11 @@ impl Store for MemoryStore {
         let mut kept = self.kept();
         let execution = kept.require_mut(lease.execution_id)?;
         execution.check_fence(lease.fence)?;
+        // One that was given back stays so, however late somebody renews it.
+        if execution.leased_until.is_none() {
+            let (ours, found) = (lease.fence, execution.fence);
+            return Err(Conflict::Fenced { execution: lease.execution_id, ours, found }.into());
+        }
         execution.leased_until = Some(self.clock.elapsed().saturating_add(lease.ttl));
         Ok(())
     }

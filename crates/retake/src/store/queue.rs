@@ -23,8 +23,9 @@ use crate::execution::{ExecutionId, Unstorable};
 /// The queue of a ticket that names none.
 pub const QUEUE_DEFAULT: &str = "default";
 
-/// How often a ticket is claimed in a row without being settled before nobody claims it any more: what it asks for ends
-/// the workers that try.
+/// How often a ticket is claimed in a row, without being settled and without any progress, before nobody claims it any
+/// more: what it asks for ends the workers that try. Progress is two commits under a claim, as one may only say who goes
+/// on.
 pub const CLAIMS_MAX: u32 = 5;
 
 /// Largest name of a queue, of something that a worker must be able to do, or of a limited workflow, in bytes.

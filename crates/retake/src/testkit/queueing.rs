@@ -54,6 +54,7 @@ cases![
     a_ticket_can_be_taken_away,
     a_deleted_execution_has_no_ticket,
     a_ticket_that_ends_its_workers_becomes_stuck_until_it_is_enqueued,
+    a_ticket_that_goes_on_under_each_of_its_claims_never_becomes_stuck,
     a_settled_claim_is_none_in_a_row,
     depths_say_how_tickets_stand,
     a_ticket_can_be_looked_at,
@@ -612,6 +613,21 @@ async fn a_ticket_that_ends_its_workers_becomes_stuck_until_it_is_enqueued(trial
     assert_eq!(queue.depths().await.expect("depths"), [stuck]);
     queue.enqueue(id, Ticket::default()).await.expect("enqueued");
     assert_eq!(take(&trial).await.claims, 1);
+}
+
+async fn a_ticket_that_goes_on_under_each_of_its_claims_never_becomes_stuck(trial: Trial) {
+    let id = ticketed(&trial, "a", Ticket::default()).await;
+    for claims in 1..CLAIMS_MAX * 2 {
+        let claimed = take(&trial).await;
+        assert_eq!(claimed.claims, claims.min(2));
+        for step in ["1", "2"] {
+            let head = trial.queue().await.require(id).await.expect("an execution").head;
+            let fence = Some(claimed.lease.fence);
+            let commit = Commit { fence, ..trial.on(id, head, set("step", step)) };
+            trial.queue().await.commit(commit).await.expect("committed");
+        }
+        trial.pass(TTL + SECOND).await;
+    }
 }
 
 async fn a_settled_claim_is_none_in_a_row(trial: Trial) {

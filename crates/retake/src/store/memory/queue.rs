@@ -13,8 +13,9 @@ use super::{Execution, Kept, MemoryStore, owner};
 use crate::execution::ExecutionId;
 use crate::store::queue::TIME_MAX;
 use crate::store::{
-    CLAIMS_MAX, Claim, Claimed, Lease, Limit, NewCheckpoint, NewExecution, Queue, QueueDepth, Settlement,
-    StaleLease, StoreError, Submitted, Ticket, TicketRecord, TicketStand, WorkerRecord, WorkerReport,
+    CLAIMS_MAX, Claim, Claimed, Lease, Limit, NewCheckpoint, NewExecution, Queue, QueueDepth, Seq,
+    Settlement, StaleLease, StoreError, Submitted, Ticket, TicketRecord, TicketStand, WorkerRecord,
+    WorkerReport,
 };
 
 /// All that is kept for handing executions out.
@@ -45,6 +46,8 @@ struct Slip {
     /// Decides between those that became due at the same time.
     number: u64,
     claims: u32,
+    /// The head when it was last claimed.
+    claimed_head: Seq,
     stand: Stand,
 }
 
@@ -146,7 +149,17 @@ impl Desk {
             Some(Stand::Waiting | Stand::Held | Stand::Stuck) | None => Stand::Waiting,
         };
         let due = now.saturating_add(delay.min(TIME_MAX));
-        let slip = Slip { queue, priority, requires, starts, due, number: self.numbered, claims: 0, stand };
+        let slip = Slip {
+            queue,
+            priority,
+            requires,
+            starts,
+            due,
+            number: self.numbered,
+            claims: 0,
+            claimed_head: 0,
+            stand,
+        };
         self.slips.insert(id, slip);
     }
 
@@ -171,6 +184,11 @@ impl Slip {
             && self.requires.is_subset(&claim.able)
     }
 
+    /// Tells whether something was done under the last claim, beside taking over.
+    fn went_on(&self, execution: &Execution) -> bool {
+        execution.record.head > self.claimed_head + 1
+    }
+
     /// Makes the ticket wait again, its claim having come to nothing.
     fn give_up(&mut self, now: Duration) {
         let Stand::Claimed { after, .. } = &self.stand else { return };
@@ -187,7 +205,9 @@ impl Slip {
     fn stands(&self, execution: &Execution, now: Duration) -> TicketStand {
         match &self.stand {
             Stand::Claimed { fence, .. } if execution.is_held_by(*fence, now) => TicketStand::Claimed,
-            Stand::Claimed { after: After::Settlement, .. } if self.claims >= CLAIMS_MAX => {
+            Stand::Claimed { after: After::Settlement, .. }
+                if self.claims >= CLAIMS_MAX && !self.went_on(execution) =>
+            {
                 TicketStand::Stuck
             }
             Stand::Claimed { after: After::Settlement, .. } => TicketStand::Due,
@@ -237,6 +257,9 @@ impl Kept {
                 execution.fence += 1;
                 execution.leased_until = None;
             }
+            if slip.went_on(execution) {
+                slip.claims = 1;
+            }
             slip.give_up(now);
             ended = true;
         }
@@ -284,6 +307,7 @@ impl Kept {
         let fence = execution.fence;
         slip.starts = None;
         slip.claims += 1;
+        slip.claimed_head = execution.record.head;
         slip.stand = Stand::Claimed { fence, queue: queue.clone(), after: After::Settlement };
         Some(Claimed { lease: Lease { execution_id: id, fence, ttl }, queue, claims: slip.claims })
     }

@@ -166,6 +166,7 @@ CREATE TABLE tickets (
     claims          integer NOT NULL DEFAULT 0,
     claimed_queue   bytea,
     claimed_fence   bigint,
+    claimed_head    bigint,
     PRIMARY KEY (execution)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
     autovacuum_vacuum_cost_delay = 0);

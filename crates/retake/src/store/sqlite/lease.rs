@@ -67,6 +67,11 @@ pub(super) fn lease(db: &Db, shared: &Shared, id: ExecutionId, ttl: Duration) ->
 pub(super) fn renew(db: &Db, shared: &Shared, lease: &Lease) -> Result<(), StoreError> {
     let mut execution = ExecutionRow::require(db, lease.execution_id)?;
     execution.check_fence(lease.fence)?;
+    // One that was given back stays so, however late somebody renews it.
+    if execution.holder.is_none() {
+        let (ours, found) = (lease.fence, execution.fence);
+        return Err(Conflict::Fenced { execution: lease.execution_id, ours, found }.into());
+    }
     shared.owner.show()?;
     execution.holder = Some(Holder {
         name: shared.owner.name().to_owned(),

@@ -47,7 +47,8 @@ SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('en
 pub(super) const PROMOTE: &str = "
 WITH lapsed AS MATERIALIZED (
     SELECT t.execution, t.stand, t.again, t.claims, t.claimed_fence, e.lease_until,
-        t.stand = 'claimed' AND e.fence = t.claimed_fence AND coalesce(e.lease_until > moment(), false) AS holds
+        t.stand = 'claimed' AND e.fence = t.claimed_fence AND coalesce(e.lease_until > moment(), false) AS holds,
+        coalesce(e.head > t.claimed_head + 1, false) AS went_on
     FROM tickets t JOIN executions e ON e.key = t.execution
     WHERE t.stand IN ('delayed', 'claimed') AND t.due <= moment()
     ORDER BY t.due LIMIT 256 FOR UPDATE OF t, e SKIP LOCKED
@@ -58,11 +59,13 @@ WITH lapsed AS MATERIALIZED (
 ), promoted AS (
     UPDATE tickets t SET
         stand = CASE WHEN l.holds THEN 'claimed' WHEN l.stand = 'delayed' THEN 'ready'
-            WHEN l.again > moment() THEN 'delayed' WHEN l.again IS NULL AND l.claims >= $1 THEN 'stuck'
+            WHEN l.again > moment() THEN 'delayed'
+            WHEN l.again IS NULL AND l.claims >= $1 AND NOT l.went_on THEN 'stuck'
             ELSE 'ready' END,
         due = CASE WHEN l.holds THEN l.lease_until WHEN l.stand = 'delayed' THEN t.due
             ELSE coalesce(l.again, moment()) END,
         again = CASE WHEN l.holds THEN t.again END,
+        claims = CASE WHEN l.went_on AND NOT l.holds THEN 1 ELSE t.claims END,
         claimed_queue = CASE WHEN l.holds THEN t.claimed_queue END,
         claimed_fence = CASE WHEN l.holds THEN t.claimed_fence END
     FROM lapsed l WHERE t.execution = l.execution
@@ -133,10 +136,10 @@ WITH RECURSIVE lanes AS (
 ), leased AS (
     UPDATE executions e SET fence = e.fence + 1, owner = $4, owner_id = $5,
         lease_until = moment() + $6::bigint * interval '1 microsecond'
-    FROM taken t WHERE e.key = t.execution RETURNING e.key, e.id, e.fence, e.lease_until
+    FROM taken t WHERE e.key = t.execution RETURNING e.key, e.id, e.fence, e.lease_until, e.head
 ), marked AS (
     UPDATE tickets t SET stand = 'claimed', due = l.lease_until, claims = t.claims + 1, lane = t.later_lane, starts = NULL,
-        claimed_queue = t.queue, claimed_fence = l.fence
+        claimed_queue = t.queue, claimed_fence = l.fence, claimed_head = l.head
     FROM leased l WHERE t.execution = l.key
 ), counted AS (
     UPDATE limits l SET version = l.version + 1, full_at = CASE WHEN l.kind = 'starts'

@@ -21,7 +21,8 @@ const DEPTHS: &str = "
 SELECT s.queue, s.stand, count(*) FROM (
     SELECT t.queue, CASE
         WHEN t.stand = 'claimed' AND e.fence = t.claimed_fence AND e.lease_until > moment() THEN 'claimed'
-        WHEN t.stand = 'claimed' AND t.again IS NULL AND t.claims >= $1 THEN 'stuck'
+        WHEN t.stand = 'claimed' AND t.again IS NULL AND t.claims >= $1 AND e.head <= t.claimed_head + 1
+            THEN 'stuck'
         WHEN t.stand = 'claimed' AND t.again > moment() THEN 'delayed'
         WHEN t.stand = 'delayed' AND t.due > moment() THEN 'delayed'
         WHEN t.stand IN ('held', 'stuck') THEN t.stand
@@ -37,7 +38,8 @@ FROM (
     SELECT e.id, t.queue, t.priority::bigint AS priority,
         CASE WHEN t.stand = 'claimed' THEN t.again ELSE t.due END AS at, CASE
         WHEN t.stand = 'claimed' AND e.fence = t.claimed_fence AND e.lease_until > moment() THEN 'claimed'
-        WHEN t.stand = 'claimed' AND t.again IS NULL AND t.claims >= $1 THEN 'stuck'
+        WHEN t.stand = 'claimed' AND t.again IS NULL AND t.claims >= $1 AND e.head <= t.claimed_head + 1
+            THEN 'stuck'
         WHEN t.stand = 'claimed' AND t.again > moment() THEN 'delayed'
         WHEN t.stand = 'delayed' AND t.due > moment() THEN 'delayed'
         WHEN t.stand IN ('held', 'stuck') THEN t.stand
