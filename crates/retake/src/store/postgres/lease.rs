@@ -22,14 +22,15 @@ UPDATE executions e SET fence = e.fence + 1, owner = $2, owner_id = $3,
 WHERE e.id = $1 AND (e.lease_until IS NULL OR e.lease_until <= moment() OR e.owner_id = $3)
 RETURNING e.fence";
 
-/// The ticket that was claimed with the lease says when it runs out, so that nobody looks at it before.
+/// The ticket that was claimed with the lease says when it runs out, so that nobody looks at it before. Only a claimed one
+/// has that fence; to ask for its stand as well would let the server walk along all that are claimed.
 pub(super) const RENEW: &str = "
 WITH renewed AS (
     UPDATE executions e SET owner = $3, lease_until = moment() + $4::bigint * interval '1 microsecond'
     WHERE e.id = $1 AND e.fence = $2 AND e.owner IS NOT NULL RETURNING e.key, e.lease_until
 ), kept AS (
     UPDATE tickets t SET due = r.lease_until FROM renewed r
-    WHERE t.execution = r.key AND t.stand = 'claimed' AND t.claimed_fence = $2
+    WHERE t.execution = r.key AND t.claimed_fence = $2
 )
 SELECT key FROM renewed";
 
@@ -40,7 +41,7 @@ WITH released AS (
     WHERE e.id = $1 AND e.fence = $2 AND e.owner IS NOT NULL RETURNING e.key
 ), ended AS (
     UPDATE tickets t SET due = moment() FROM released r
-    WHERE t.execution = r.key AND t.stand = 'claimed' AND t.claimed_fence = $2
+    WHERE t.execution = r.key AND t.claimed_fence = $2
 )
 SELECT t.execution FROM tickets t JOIN released r ON t.execution = r.key WHERE t.stand IN ('ready', 'claimed')";
 
