@@ -158,12 +158,17 @@ impl App {
 
     /// Refuses what only a store can do that hands runs out to workers.
     pub(crate) fn require_queue(&self, what: &str) -> Result<(), Failure> {
-        if self.is_on_a_server()? {
-            return Ok(());
+        if self.is_on_a_server()? { Ok(()) } else { Err(not_shared(what)) }
+    }
+
+    /// Opens a store that must be there, for what only one can do that hands runs out to workers.
+    pub(crate) async fn queue(&self, what: &str) -> Result<Arc<dyn Queue>, Failure> {
+        // Before a file is looked for.
+        self.require_queue(what)?;
+        match self.open().await? {
+            Opened::Queue(queue) => Ok(queue),
+            Opened::Plain(_) => Err(not_shared(what)),
         }
-        let message = format!("{what} needs a store that machines share, and this one is not");
-        Err(Failure::new(Code::Usage, message)
-            .hint("use a PostgreSQL server: `--store postgres://USER@HOST/DATABASE`"))
     }
 
     /// Opens the store in a file, which must be there.
@@ -346,6 +351,12 @@ impl App {
             None => Ok(Location::Sqlite(url.into())),
         }
     }
+}
+
+/// Refuses what only a store can do that hands runs out to workers.
+fn not_shared(what: &str) -> Failure {
+    Failure::new(Code::Usage, format!("{what} needs a store that machines share, and this one is not"))
+        .hint("use a PostgreSQL server: `--store postgres://USER@HOST/DATABASE`")
 }
 
 /// Returns a word as a shell reads it.

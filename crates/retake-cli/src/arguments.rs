@@ -165,6 +165,8 @@ pub(crate) enum Command {
     Copy(command::copy::Copy),
     /// Draw a master key, or give an encrypted store another
     Key(command::key::Key),
+    /// Show the queues that workers serve, and limit what they take
+    Queue(command::queue::Queue),
     /// Run executions for others
     Worker(command::worker::Worker),
     /// Read and verify every record of the store

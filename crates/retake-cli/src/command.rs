@@ -20,6 +20,7 @@ pub(crate) mod ls;
 pub(crate) mod op;
 pub(crate) mod pause;
 pub(crate) mod prune;
+pub(crate) mod queue;
 pub(crate) mod redo;
 pub(crate) mod resume;
 pub(crate) mod rm;
@@ -70,6 +71,7 @@ pub(crate) async fn execute(app: &App, command: Command) -> Result<ExitCode, Fai
         Command::Import(import) => import.execute(app).await,
         Command::Copy(copy) => copy.execute(app).await,
         Command::Key(key) => key.execute(app).await,
+        Command::Queue(queue) => queue.execute(app).await,
         Command::Worker(worker) => worker.execute(app).await,
         Command::Doctor(doctor) => doctor.execute(app).await,
     }

@@ -253,6 +253,86 @@ fn what_is_stopped_while_it_waits_leaves_the_queue_and_resumes_there() {
 }
 
 #[test]
+fn a_limit_of_a_queue_is_kept_by_all_workers_until_it_is_lifted() {
+    let office = Office::new();
+    office.place.write("gated.yaml", GATED);
+    office.gate();
+    let first = office.submit("gated.yaml", "first");
+    office.submit("gated.yaml", "second");
+    let limited = office.json(&["queue", "limit", "default", "1"]);
+    assert_eq!(limited, json!({"queue": "default", "limit": 1}));
+    let mut worker = office.hire(&[]);
+    assert_eq!(worker.until("taken")["execution"], first["execution"]);
+    let gate = office.reached_gate();
+    let standing = json!({
+        "queue": "default", "due": 1, "delayed": 0, "held": 0, "claimed": 1, "stuck": 0, "limit": 1,
+    });
+    // It asked for eight, and got one.
+    assert_eq!(office.json(&["queue", "ls"]), json!({"queues": [standing], "rates": []}));
+    office.place.write("open", "");
+    let lifted = office.json(&["queue", "limit", "default", "none"]);
+    assert_eq!(lifted, json!({"queue": "default", "limit": null}));
+    assert_eq!(worker.until("taken")["name"], "second");
+    drop(gate);
+    worker.signal(rustix::process::Signal::TERM);
+    assert_eq!(worker.ended(), 0);
+}
+
+#[test]
+fn a_rate_of_a_workflow_is_kept_until_it_is_lifted() {
+    let office = Office::new();
+    office.place.write("chain.yaml", CHAIN);
+    for name in ["first", "second"] {
+        office.submit("chain.yaml", name);
+    }
+    let rate = json!({"workflow": "chain", "rate": {"most": 1, "per_ms": 3_600_000}});
+    assert_eq!(office.json(&["queue", "rate", "chain", "1/1h"]), rate);
+    let mut worker = office.hire(&[]);
+    assert_eq!(worker.until("finished")["name"], "first");
+    let stands = office.json(&["queue", "ls"]);
+    assert_eq!((&stands["queues"][0]["due"], &stands["rates"]), (&json!(1), &json!([rate])));
+    let lifted = office.json(&["queue", "rate", "chain", "none"]);
+    assert_eq!(lifted, json!({"workflow": "chain", "rate": null}));
+    assert_eq!(worker.until("finished")["name"], "second");
+    assert_eq!(office.json(&["queue", "ls"]), json!({"queues": [], "rates": []}));
+}
+
+#[test]
+fn queues_are_shown_to_a_person_with_their_limits() {
+    let office = Office::new();
+    office.place.write("chain.yaml", CHAIN);
+    office.submit("chain.yaml", "otter");
+    let said = |arguments: &[&str]| {
+        let done = office.place.retake(&[&["--store", office.store.as_str(), "queue"], arguments].concat());
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        done.stdout
+    };
+    assert_eq!(said(&["limit", "mail", "0"]), "queue mail stands still\n");
+    assert_eq!(said(&["limit", "mail", "2"]), "of queue mail at most 2 runs at a time\n");
+    assert_eq!(said(&["rate", "chain", "10/1m"]), "of chain at most 10 runs in 1m\n");
+    assert_eq!(
+        said(&["ls"]),
+        "QUEUE    QUEUED  WAITING  HELD  RUNNING  STUCK  LIMIT\n\
+         default  1       0        0     0        0\n\
+         mail     0       0        0     0        0      2\n\
+         \n\
+         WORKFLOW  RATE\n\
+         chain     10/1m\n"
+    );
+    assert_eq!(said(&["limit", "nobody", "none"]), "queue nobody has no limit\n");
+    for refused in [
+        &["limit", "mail", "some"][..],
+        &["limit", "", "1"],
+        &["limit", "mail"],
+        &["rate", "chain", "10"],
+        &["rate", "chain", "10/soon"],
+        &["rate", "chain", "10/0s"],
+    ] {
+        assert_eq!(office.retake(&[&["queue"], refused].concat()).code, 2, "{refused:?}");
+    }
+}
+
+#[test]
 fn a_store_of_one_machine_has_no_workers() {
     let place = Place::empty();
     place.write("chain.yaml", CHAIN);
@@ -261,6 +341,9 @@ fn a_store_of_one_machine_has_no_workers() {
         vec!["run", "chain.yaml", "--detach"],
         vec!["resume", "otter", "--detach"],
         vec!["ls", "--workers"],
+        vec!["queue", "ls"],
+        vec!["queue", "limit", "mail", "1"],
+        vec!["--store", "memory:", "queue", "ls"],
         vec!["--store", "memory:", "worker"],
     ] {
         let error = place.refused(&arguments, 2, "needs a store that machines share");

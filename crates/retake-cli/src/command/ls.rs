@@ -8,7 +8,7 @@ use retake::execution::{Cost, ExecutionId};
 use retake::store::{ExecutionFilter, ExecutionRecord, TicketRecord, WorkerRecord};
 use serde_json::{Value, json};
 
-use crate::app::{App, Opened};
+use crate::app::App;
 use crate::failure::Failure;
 use crate::table::{Cell, Table};
 use crate::wording;
@@ -31,15 +31,12 @@ pub(crate) struct Ls {
 
 impl Ls {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let filter = ExecutionFilter { state: self.status, limit: self.limit, ..ExecutionFilter::default() };
         if self.workers {
-            app.require_queue("`--workers`")?;
-        }
-        let opened = app.open().await?;
-        if let (true, Opened::Queue(queue)) = (self.workers, &opened) {
-            list_workers(app, &queue.workers().await?);
+            list_workers(app, &app.queue("`--workers`").await?.workers().await?);
             return Ok(ExitCode::SUCCESS);
         }
+        let opened = app.open().await?;
+        let filter = ExecutionFilter { state: self.status, limit: self.limit, ..ExecutionFilter::default() };
         let runs = opened.store().executions(&filter).await?;
         let ids: Vec<_> = runs.iter().map(|run| run.id).collect();
         let tickets = opened.tickets(&ids).await?;
