@@ -32,6 +32,7 @@ pub(crate) struct App {
     allow_network: Option<String>,
     proxy: Option<String>,
     trace_context: Option<Arc<dyn TraceContext>>,
+    is_measured: bool,
 }
 
 /// Where a store is.
@@ -92,7 +93,13 @@ impl App {
             allow_network: arguments.allow_network.clone(),
             proxy: arguments.proxy.clone(),
             trace_context,
+            is_measured: arguments.metrics.as_deref().is_some_and(|address| !address.is_empty()),
         }
+    }
+
+    /// Tells whether anybody may ask for metrics.
+    pub(crate) fn is_measured(&self) -> bool {
+        self.is_measured
     }
 
     /// Returns the same with another store, and other keys, where they are given.

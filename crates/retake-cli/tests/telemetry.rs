@@ -292,10 +292,16 @@ struct Serving {
 impl Serving {
     fn start(place: &Place, server: &Server) -> Self {
         let mut command = run(place, server);
+        command.stdout(Stdio::null());
         let gate = "  gate: { run: 'while [ ! -e go ]; do sleep 0.02; done', needs: [fail] }\n";
         let file = place.path().join("otters.yaml");
         place.write("otters.yaml", &(std::fs::read_to_string(file).unwrap() + gate));
-        command.args(["--metrics", "0"]).stdout(Stdio::null()).stderr(Stdio::piped());
+        Self::command(command)
+    }
+
+    /// Starts a command that serves what it measures.
+    fn command(mut command: Command) -> Self {
+        command.args(["--metrics", "0"]).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut said = BufReader::new(child.stderr.as_mut().unwrap());
         let mut line = String::new();
@@ -316,6 +322,13 @@ impl Serving {
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
         body.to_owned()
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // A test that failed leaves no process behind; of one that ended there is nothing left.
+        let _ended = self.child.kill();
     }
 }
 
@@ -386,6 +399,34 @@ fn prometheus_reads_what_was_run() {
     assert!(!text.contains(CANARY), "{text}");
     place.write("go", "");
     assert!(serving.child.wait().unwrap().success());
+}
+
+#[test]
+fn prometheus_reads_from_a_worker_how_deep_the_queues_are_and_what_it_took() {
+    let server = std::env::var("RETAKE_TEST_POSTGRES")
+        .expect("RETAKE_TEST_POSTGRES names a server: run `cargo xtask postgres -- COMMAND`");
+    let mark = if server.contains('?') { '&' } else { '?' };
+    let store = format!("{server}{mark}schema=cli_metrics_{}", std::process::id());
+    let place = Place::empty();
+    place.write("short.yaml", "name: short\nnodes: { it: { set: { a: 1 } } }\n");
+    let submit = ["--store", store.as_str(), "run", "short.yaml", "--detach"];
+    place.json(&[&submit[..], &["--delay", "1h", "--queue", "later"]].concat());
+    place.json(&submit);
+    let mut worker = command(&place, &["--store", store.as_str(), "--json", "worker"]);
+    worker.stdout(Stdio::piped());
+    let mut serving = Serving::command(worker);
+    let events = BufReader::new(serving.child.stdout.take().unwrap()).lines();
+    let finished = events.map(Result::unwrap).find(|line| line.contains(r#""event":"finished""#));
+    assert!(finished.is_some(), "the worker ended the run that was due");
+    let depth = |state: &str| {
+        format!(r#"retake_queue_depth{{retake_queue_name="later",retake_ticket_state="{state}"}}"#)
+    };
+    let samples = std::iter::repeat_with(|| samples(&serving.metrics()))
+        .take(3_000)
+        .find(|samples| samples.contains_key(&depth("stuck")))
+        .unwrap();
+    assert_eq!((samples[&depth("delayed")], samples[&depth("due")]), (1.0, 0.0));
+    assert_eq!(samples.get(r#"retake_claims_total{retake_queue_name="default"}"#), Some(&1.0));
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! `retake worker`: advances the runs that others left to workers.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -9,15 +11,20 @@ use retake::engine::{
     CONCURRENCY_DEFAULT, EngineError, LEASE_TTL_MAX, LEASE_TTL_MIN, Worked, WorkerEvent, WorkerOptions,
     WorkerUntil,
 };
+use retake::store::Queue;
+use retake::telemetry::show_depths;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::app::App;
+use crate::app::{App, Opened};
 use crate::detach::duration;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::signals::Wishes;
 use crate::wording;
+
+/// How often the depths of the queues are read for whoever asks for metrics. It costs the store what is in the queues.
+const DEPTHS_EVERY: Duration = Duration::from_secs(5);
 
 /// Run executions for others: those that `run --detach` and `resume --detach` left to workers.
 ///
@@ -56,7 +63,12 @@ impl Worker {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         app.require_queue("a worker")?;
         // A worker that is there first makes the store.
-        let engine = app.engine_on(app.make().await?)?.with_lease_ttl(self.lease);
+        let opened = app.make().await?;
+        let measured = match &opened {
+            Opened::Queue(queue) if app.is_measured() => Some(Arc::clone(queue)),
+            Opened::Queue(_) | Opened::Plain(_) => None,
+        };
+        let engine = app.engine_on(opened)?.with_lease_ttl(self.lease);
         let options = WorkerOptions {
             name: format!("{}:{}", wording::machine(), std::process::id()),
             queues: self.queue,
@@ -69,6 +81,7 @@ impl Worker {
         let mut wishes =
             Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
         let shown = tokio::spawn(show(app.output.clone(), events));
+        let measuring = measured.map(|queue| tokio::spawn(measure(queue)));
         let mut working = tokio::spawn(worker.work());
         let mut is_draining = false;
         let worked = loop {
@@ -80,6 +93,9 @@ impl Worker {
                 }
             }
         };
+        if let Some(measuring) = measuring {
+            measuring.abort();
+        }
         if let Err(error) = shown.await {
             std::panic::resume_unwind(error.into_panic());
         }
@@ -105,6 +121,18 @@ async fn show(output: Output, mut events: mpsc::Receiver<WorkerEvent>) {
         } else if let Some(line) = line(&event) {
             output.note(line);
         }
+    }
+}
+
+/// Measures how deep the queues are, again and again.
+async fn measure(queue: Arc<dyn Queue>) {
+    let mut shown = BTreeSet::new();
+    loop {
+        // The worker tells when the store does not answer. Until it does again, the last that was known stands.
+        if let Ok(depths) = queue.depths().await {
+            show_depths(&depths, &mut shown);
+        }
+        tokio::time::sleep(DEPTHS_EVERY).await;
     }
 }
 
