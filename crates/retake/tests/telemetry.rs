@@ -216,8 +216,12 @@ fn engine(store: Arc<dyn Store>) -> Engine {
     Engine::new(store).with_registry(registry).with_secrets(Arc::new(secrets))
 }
 
+/// Whether anybody listens is kept for the whole process: who listens must not begin while others run what is listened to.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 #[tokio::test]
 async fn a_run_is_a_span_above_its_nodes_and_its_commits() {
+    let _alone = ALONE.lock().await;
     let (listener, meters) = (Listener::default(), Meters::default());
     let _listening = listener.listen();
     let _measuring = metrics::set_default_local_recorder(&meters);
@@ -265,6 +269,7 @@ async fn a_run_is_a_span_above_its_nodes_and_its_commits() {
 
 #[tokio::test]
 async fn nothing_that_a_run_works_on_is_told() {
+    let _alone = ALONE.lock().await;
     let (listener, meters) = (Listener::default(), Meters::default());
     let _listening = listener.listen();
     let _measuring = metrics::set_default_local_recorder(&meters);
@@ -292,6 +297,7 @@ async fn nothing_that_a_run_works_on_is_told() {
 
 #[tokio::test]
 async fn what_cannot_be_resumed_is_told_and_a_resumed_run_names_the_same_execution() {
+    let _alone = ALONE.lock().await;
     let listener = Listener::default();
     let _listening = listener.listen();
     let store = store();
@@ -319,6 +325,7 @@ async fn what_cannot_be_resumed_is_told_and_a_resumed_run_names_the_same_executi
 
 #[tokio::test]
 async fn a_lost_lease_is_told_and_counted_once_for_each_write_that_meets_it() {
+    let _alone = ALONE.lock().await;
     let (listener, meters) = (Listener::default(), Meters::default());
     let _listening = listener.listen();
     let _measuring = metrics::set_default_local_recorder(&meters);
@@ -390,6 +397,7 @@ impl TraceContext for Fixed {
 
 #[tokio::test]
 async fn a_node_can_hand_on_the_trace_that_it_belongs_to() {
+    let _alone = ALONE.lock().await;
     let registry =
         Registry::new().with("say", async |ctx: NodeContext| Ok::<_, NodeError>(ctx.traceparent()));
     let workflow =
