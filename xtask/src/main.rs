@@ -26,13 +26,16 @@ usage: cargo xtask TASK
 
 /// Feature sets of the library beside all of them together: each must build without warnings. Each is built with what it
 /// needs, so there are as few as show what depends on what.
-const FEATURE_SETS: &[&str] = &["", "sqlite", "postgres", "engine"];
+const FEATURE_SETS: &[&str] = &["", "postgres", "engine"];
 
 /// Crates that `execution`, `checkpoint` and `rollback` must do without.
 const DRIVERS: &[&str] = &["tokio", "rusqlite", "libsqlite3-sys", "tokio-postgres", "reqwest"];
 
 /// What the tests draw their faults from, so that what fails fails again; by themselves, trials and fuzzer draw their own.
 const TEST_SEED: u32 = 1_844_954_828;
+
+/// Tests that take a minute and more, most of it waiting for a server.
+const SLOWEST: &str = "postgres_store";
 
 /// What the trials call beside Perl, which Debian cannot be without, and the package of each.
 const TOOLS: &[(&str, &str)] = &[
@@ -99,10 +102,31 @@ fn test(shell: &Shell) -> xshell::Result<()> {
     cmd!(shell, "cargo doc -p retake --all-features --no-deps").run()?;
     // What has neither runtime nor driver is tested without them.
     cmd!(shell, "cargo test -p retake --no-default-features").run()?;
-    cmd!(shell, "cargo test --workspace --all-features").run()?;
+    every_test(shell, &cluster)?;
     trials(shell, &["--seed".to_owned(), TEST_SEED.to_string()])?;
     ends_unless(fuzzing.join().expect("a panic there has been told")?);
     Ok(())
+}
+
+/// Runs every test of the workspace. Those that wait for a server for longest run beside the others.
+fn every_test(shell: &Shell, cluster: &Cluster) -> xshell::Result<()> {
+    cmd!(shell, "cargo test --workspace --all-features --no-run").run()?;
+    let mut slow = Command::new("cargo");
+    slow.args(["test", "--workspace", "--all-features", "--test", "store_contract", "--", SLOWEST])
+        .envs(cluster.variables())
+        .current_dir(shell.current_dir());
+    let slow = std::thread::spawn(move || slow.status());
+    cmd!(shell, "cargo test --workspace --all-features -- --skip {SLOWEST}").run()?;
+    match slow.join().expect("nothing there panics") {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => ends("the contract of stores is not kept on PostgreSQL"),
+        Err(error) => ends(&format!("cannot run cargo: {error}")),
+    }
+}
+
+fn ends(why: &str) -> ! {
+    say(&format!("error: {why}"));
+    std::process::exit(1);
 }
 
 /// Reads `--seconds N` and `--seed N`, and fuzzes.
