@@ -445,22 +445,33 @@ pub(super) async fn compact(shared: &Shared) -> Result<(), StoreError> {
         }
     }
     remove_left_over(shared).await?;
-    for sql in VACUUM {
-        shared.db.execute("compacting", sql, &[]).await?;
+    vacuum(shared).await
+}
+
+/// Pages below which a table is left to the server, which vacuums by itself.
+const VACUUMED_MIN: i64 = 128;
+
+/// What gives the room of rows that are gone back to their tables, and what tells how many pages those have.
+const VACUUM: [(&str, &str); 7] = [
+    ("VACUUM checkpoints", "SELECT pg_relation_size('checkpoints') / 8192"),
+    ("VACUUM deltas", "SELECT pg_relation_size('deltas') / 8192"),
+    ("VACUUM keyframes", "SELECT pg_total_relation_size('keyframes') / 8192"),
+    ("VACUUM gaps", "SELECT pg_relation_size('gaps') / 8192"),
+    ("VACUUM operations", "SELECT pg_relation_size('operations') / 8192"),
+    ("VACUUM requests", "SELECT pg_relation_size('requests') / 8192"),
+    ("VACUUM executions", "SELECT pg_relation_size('executions') / 8192"),
+];
+
+async fn vacuum(shared: &Shared) -> Result<(), StoreError> {
+    for (vacuum, pages) in VACUUM {
+        let found = shared.db.optional("compacting", pages, &[]).await?;
+        let pages = found.map(|row| get::<i64>(&row, 0)).transpose();
+        if pages.map_err(|why| damaged("the size of a table".to_owned(), why))?.unwrap_or(0) >= VACUUMED_MIN {
+            shared.db.execute("compacting", vacuum, &[]).await?;
+        }
     }
     Ok(())
 }
-
-/// Gives the room of rows that are gone back to their tables.
-const VACUUM: [&str; 7] = [
-    "VACUUM checkpoints",
-    "VACUUM deltas",
-    "VACUUM keyframes",
-    "VACUUM gaps",
-    "VACUUM operations",
-    "VACUUM requests",
-    "VACUUM executions",
-];
 
 async fn squash_alone(shared: &Shared, id: ExecutionId) -> Result<(), StoreError> {
     let mut transaction = shared.db.transaction("compacting").await?;
