@@ -24,9 +24,9 @@ usage: cargo xtask TASK
   bench [ARGS]  the ratios of docs/benchmarks.md, measured here and now; `bench postgres` starts a server for those that
                 need one";
 
-/// Feature sets of the library beside all of them together: each must build without warnings. Each is built with what it
-/// needs, so there are as few as show what depends on what.
-const FEATURE_SETS: &[&str] = &["", "postgres", "engine"];
+/// Feature sets of the library beside all of them together, and those of the command: each must build without warnings.
+/// Each is built with what it needs, so there are as few as show what depends on what.
+const FEATURE_SETS: &[&str] = &["", "postgres"];
 
 /// Crates that `execution`, `checkpoint` and `rollback` must do without.
 const DRIVERS: &[&str] = &["tokio", "rusqlite", "libsqlite3-sys", "tokio-postgres", "reqwest"];
@@ -96,7 +96,7 @@ fn test(shell: &Shell) -> xshell::Result<()> {
         )
         .run()?;
     }
-    // As it is installed.
+    // As it is installed: with the engine, and without telemetry.
     cmd!(shell, "cargo clippy -p retake-cli --bins -- -D warnings").run()?;
     cmd!(shell, "cargo clippy --workspace --all-features --all-targets -- -D warnings").run()?;
     cmd!(shell, "cargo doc -p retake --all-features --no-deps").run()?;
