@@ -83,9 +83,9 @@ fn test(shell: &Shell) -> xshell::Result<()> {
         fuzz::build(&shell)?;
         Ok::<_, xshell::Error>(fuzz::run(&root, fuzz::SECONDS, Some(TEST_SEED)))
     });
-    // Not through RUSTFLAGS: every dependency would be built anew, apart from what a developer has built already.
     let cluster = cluster(shell);
     let _server = cluster.variables().map(|(name, value)| shell.push_env(name, value));
+    // Not through RUSTFLAGS: every dependency would be built anew, apart from what a developer has built already.
     let _warnings_are_errors = shell.push_env("RUSTDOCFLAGS", "-D warnings");
     cmd!(shell, "cargo fmt --all --check").run()?;
     no_driver_below_the_stores(shell)?;
@@ -103,21 +103,32 @@ fn test(shell: &Shell) -> xshell::Result<()> {
     // What has neither runtime nor driver is tested without them.
     cmd!(shell, "cargo test -p retake --no-default-features").run()?;
     every_test(shell, &cluster)?;
-    trials(shell, &["--seed".to_owned(), TEST_SEED.to_string()])?;
     ends_unless(fuzzing.join().expect("a panic there has been told")?);
     Ok(())
 }
 
-/// Runs every test of the workspace. Those that wait for a server for longest run beside the others.
+/// Runs every test of the workspace, and the trials. What waits for a server, for disks or for workers to be missed runs
+/// beside what does not.
 fn every_test(shell: &Shell, cluster: &Cluster) -> xshell::Result<()> {
     cmd!(shell, "cargo test --workspace --all-features --no-run").run()?;
+    let (root, server) = (shell.current_dir(), cluster.variables());
+    let trying = std::thread::spawn(move || {
+        let shell = Shell::new()?;
+        shell.change_dir(root);
+        let _server = server.map(|(name, value)| shell.push_env(name, value));
+        trials(&shell, &["--seed".to_owned(), TEST_SEED.to_string()])
+    });
     let mut slow = Command::new("cargo");
     slow.args(["test", "--workspace", "--all-features", "--test", "store_contract", "--", SLOWEST])
         .envs(cluster.variables())
         .current_dir(shell.current_dir());
     let slow = std::thread::spawn(move || slow.status());
-    cmd!(shell, "cargo test --workspace --all-features -- --skip {SLOWEST}").run()?;
-    match slow.join().expect("nothing there panics") {
+    let quick = cmd!(shell, "cargo test --workspace --all-features -- --skip {SLOWEST}").run();
+    let slow = slow.join().expect("nothing there panics");
+    // All of them to their end: what is still mounted or running is theirs to clean up.
+    trying.join().expect("a panic there has been told")?;
+    quick?;
+    match slow {
         Ok(status) if status.success() => Ok(()),
         Ok(_) => ends("the contract of stores is not kept on PostgreSQL"),
         Err(error) => ends(&format!("cannot run cargo: {error}")),
