@@ -71,7 +71,7 @@ struct Trial {
 }
 
 /// How many trials run at once: most of them wait for disks and processes.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 3;
 
 /// All trials, in the order in which they begin.
 const TRIALS: &[Trial] = &[

@@ -24,15 +24,30 @@ usage: cargo xtask TASK
   bench [ARGS]  the ratios of docs/benchmarks.md, measured here and now; `bench postgres` starts a server for those that
                 need one";
 
-/// Feature sets of the library beside all of them together, and those of the command: each must build without warnings.
-/// Each is built with what it needs, so there are as few as show what depends on what.
-const FEATURE_SETS: &[&str] = &["", "postgres"];
+/// Feature sets of the library beside all of them together: each must build without warnings. Each is built with what it
+/// needs, so there are as few as show what depends on what.
+const FEATURE_SETS: &[&str] = &["", "engine"];
 
 /// Crates that `execution`, `checkpoint` and `rollback` must do without.
 const DRIVERS: &[&str] = &["tokio", "rusqlite", "libsqlite3-sys", "tokio-postgres", "reqwest"];
 
 /// What the tests draw their faults from, so that what fails fails again; by themselves, trials and fuzzer draw their own.
 const TEST_SEED: u32 = 1_844_954_828;
+
+/// The trials that tests have time for. Those of many machines (`zombie`, `network`, `chaos`, `race`) take minutes more.
+const TESTED_TRIALS: &[&str] = &[
+    "power-cut",
+    "kill",
+    "damage",
+    "io-errors",
+    "full-disk",
+    "model",
+    "fence",
+    "encryption",
+    "migration",
+    "bounds",
+    "poison",
+];
 
 /// Tests that take a minute and more, most of it waiting for a server.
 const SLOWEST: &str = "postgres_store";
@@ -96,39 +111,28 @@ fn test(shell: &Shell) -> xshell::Result<()> {
         )
         .run()?;
     }
-    // As it is installed: with the engine, and without telemetry.
-    cmd!(shell, "cargo clippy -p retake-cli --bins -- -D warnings").run()?;
     cmd!(shell, "cargo clippy --workspace --all-features --all-targets -- -D warnings").run()?;
     cmd!(shell, "cargo doc -p retake --all-features --no-deps").run()?;
     // What has neither runtime nor driver is tested without them.
-    cmd!(shell, "cargo test -p retake --no-default-features").run()?;
+    cmd!(shell, "cargo test -p retake --no-default-features --lib").run()?;
     every_test(shell, &cluster)?;
+    let seed = ["--seed".to_owned(), TEST_SEED.to_string()];
+    let chosen = TESTED_TRIALS.iter().map(|trial| (*trial).to_owned()).chain(seed);
+    trials(shell, &chosen.collect::<Vec<_>>())?;
     ends_unless(fuzzing.join().expect("a panic there has been told")?);
     Ok(())
 }
 
-/// Runs every test of the workspace, and the trials. What waits for a server, for disks or for workers to be missed runs
-/// beside what does not.
+/// Runs every test of the workspace. Those that wait for a server for longest run beside the others.
 fn every_test(shell: &Shell, cluster: &Cluster) -> xshell::Result<()> {
     cmd!(shell, "cargo test --workspace --all-features --no-run").run()?;
-    let (root, server) = (shell.current_dir(), cluster.variables());
-    let trying = std::thread::spawn(move || {
-        let shell = Shell::new()?;
-        shell.change_dir(root);
-        let _server = server.map(|(name, value)| shell.push_env(name, value));
-        trials(&shell, &["--seed".to_owned(), TEST_SEED.to_string()])
-    });
     let mut slow = Command::new("cargo");
     slow.args(["test", "--workspace", "--all-features", "--test", "store_contract", "--", SLOWEST])
         .envs(cluster.variables())
         .current_dir(shell.current_dir());
     let slow = std::thread::spawn(move || slow.status());
-    let quick = cmd!(shell, "cargo test --workspace --all-features -- --skip {SLOWEST}").run();
-    let slow = slow.join().expect("nothing there panics");
-    // All of them to their end: what is still mounted or running is theirs to clean up.
-    trying.join().expect("a panic there has been told")?;
-    quick?;
-    match slow {
+    cmd!(shell, "cargo test --workspace --all-features -- --skip {SLOWEST}").run()?;
+    match slow.join().expect("nothing there panics") {
         Ok(status) if status.success() => Ok(()),
         Ok(_) => ends("the contract of stores is not kept on PostgreSQL"),
         Err(error) => ends(&format!("cannot run cargo: {error}")),
