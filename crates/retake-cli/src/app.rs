@@ -352,6 +352,11 @@ impl App {
                 }
             };
         }
+        // It may hold a password: neither a file is to be called so, nor an error to say it.
+        if url.starts_with("postgres:") || url.starts_with("postgresql:") || url.contains("password=") {
+            return Err(Failure::new(Code::Usage, "the URL of the store cannot be read")
+                .hint("a server is named by `postgres://USER@HOST/DATABASE`"));
+        }
         match url.split_once("://") {
             Some((scheme, _)) => Err(Failure::new(Code::Usage, format!("no store is called `{scheme}://`"))
                 .hint("use a path, `sqlite:PATH`, `postgres://...` or `memory:`")),

@@ -110,6 +110,16 @@ fn a_run_is_copied_from_the_server_to_a_file_and_to_the_server_again() {
 }
 
 #[test]
+fn a_mistyped_url_of_a_server_is_no_file_and_is_not_repeated() {
+    let place = Place::with_letter("heron");
+    for store in ["postgres:/u:SEKRET@127.0.0.1/x", "postgresql:x:SEKRET@y", "host=h password=SEKRET"] {
+        let done = place.retake(&["--store", store, "ls"]);
+        assert_eq!(done.code, 2, "{store}: {}", done.stderr);
+        assert!(!format!("{}{}", done.stdout, done.stderr).contains("SEKRET"), "{}", done.stderr);
+    }
+}
+
+#[test]
 fn nobody_is_told_the_password() {
     let server = Server::with_steps("password");
     let password = server.url.split_once('@').unwrap().0.rsplit(':').next().unwrap().to_owned();

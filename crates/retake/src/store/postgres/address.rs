@@ -36,6 +36,12 @@ const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 const PARAMETERS: &str = "schema, host, port, user, password, dbname, application_name, target_session_attrs, \
                           sslmode, sslrootcert, connect_timeout, call_timeout, connections_max";
 
+/// The longest time that a URL may name, in seconds: a day.
+const SECONDS_MAX: u64 = 86_400;
+
+/// The most connections that a URL may ask for.
+const CONNECTIONS_MAX: usize = 10_000;
+
 /// Where a store is.
 #[derive(Clone)]
 pub(super) struct Address {
@@ -169,8 +175,9 @@ impl Parts {
                 "connect_timeout" => connect_timeout = Some(seconds(&name, &value)?),
                 "call_timeout" => call_timeout = Some(seconds(&name, &value)?),
                 "connections_max" => {
-                    let number = value.parse().map_err(|_| "`connections_max` is not a number")?;
-                    connections_max = Some(number);
+                    let number = value.parse().ok().filter(|number| (1..=CONNECTIONS_MAX).contains(number));
+                    let wanted = || format!("`connections_max` is not a number from 1 to {CONNECTIONS_MAX}");
+                    connections_max = Some(number.ok_or_else(wanted)?);
                 }
                 "target_session_attrs" => session = session_of(&value)?,
                 _ => return Err(format!("it has a parameter that is not known; known are {PARAMETERS}")),
@@ -244,8 +251,8 @@ fn session_of(value: &str) -> Result<TargetSessionAttrs, String> {
 
 fn seconds(name: &str, value: &str) -> Result<Duration, String> {
     match value.parse() {
-        Ok(0) | Err(_) => Err(format!("`{name}` is not a number of seconds from 1 on")),
-        Ok(number) => Ok(Duration::from_secs(number)),
+        Ok(seconds @ 1..=SECONDS_MAX) => Ok(Duration::from_secs(seconds)),
+        Ok(_) | Err(_) => Err(format!("`{name}` is not a number of seconds from 1 to {SECONDS_MAX}")),
     }
 }
 
@@ -393,6 +400,12 @@ mod tests {
         assert_eq!((options.call_timeout, options.connections_max), (Duration::from_secs(3), 4));
         assert_eq!(options.lock_timeout, PostgresOptions::default().lock_timeout);
         assert!(why("postgres://db/?call_timeout=0").contains("call_timeout"));
+        for name in ["connect_timeout", "call_timeout", "connections_max"] {
+            for number in ["0", "18446744073709551615", "-1", "many"] {
+                let why = why(&format!("postgres://db/?{name}={number}"));
+                assert!(why.contains(&format!("`{name}` is not a number")), "{why}");
+            }
+        }
     }
 
     #[test]
