@@ -5,12 +5,13 @@ use retake::testkit::postgres::PostgresSchema;
 
 use super::*;
 
-/// Bytes of all tables with their indexes, and of what lies beside them.
+/// Bytes of all tables with their indexes, and of what lies beside them. Without the rows that commits write anew in place:
+/// how many versions of them a vacuum leaves is for others to say who look at the same server.
 async fn bytes(schema: &PostgresSchema) -> u64 {
     schema.run("VACUUM (ANALYZE)").await;
     let sql = format!(
         "SELECT sum(pg_total_relation_size(c.oid)) FROM pg_class c JOIN pg_namespace n \
-         ON n.oid = c.relnamespace WHERE n.nspname = '{}' AND c.relkind = 'r'",
+         ON n.oid = c.relnamespace WHERE n.nspname = '{}' AND c.relkind = 'r' AND c.relname <> 'executions'",
         schema.name()
     );
     schema.run(&sql).await[0].as_deref().unwrap().parse().unwrap()
