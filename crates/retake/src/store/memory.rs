@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::history::delta_between;
+use super::record::Place;
 use super::{
     CheckpointRecord, Commit, Conflict, Delta, ExecutionFilter, ExecutionRecord, Feed, FeedPage, History,
     HistoryPage, HistoryPoint, Image, KeptWorkflow, Key, Lease, NewCheckpoint, NewExecution, NewOperation,
@@ -476,22 +477,8 @@ impl Kept {
         let mut image = before;
         image
             .apply(&format!("the delta of point @{seq} of execution {}", execution.id), &checkpoint.delta)?;
-        let record = CheckpointRecord {
-            execution_id: execution.id,
-            workflow_id: checkpoint.workflow.as_ref().map_or(execution.workflow_id, |workflow| workflow.id),
-            seq,
-            id: checkpoint.id,
-            parent,
-            created_at: checkpoint.created_at,
-            cause: checkpoint.cause.clone(),
-            nodes: checkpoint.nodes.clone(),
-            label: checkpoint.label.clone(),
-            state: checkpoint.state.clone(),
-            completed_node_count: checkpoint.completed_node_count,
-            spend: checkpoint.spend,
-            size_bytes: size(&checkpoint.delta),
-            compressed: false,
-        };
+        let place = Place { execution_id: execution.id, workflow_id: execution.workflow_id, seq, parent };
+        let record = checkpoint.record(place, size(&checkpoint.delta), false);
         Ok(Point { record, image, place: 0 })
     }
 }

@@ -110,6 +110,36 @@ impl NewCheckpoint {
             answers: Vec::new(),
         }
     }
+
+    /// Returns what a store that keeps it knows of it: where it stands, and what it takes there.
+    pub(super) fn record(&self, place: Place, size_bytes: u64, compressed: bool) -> CheckpointRecord {
+        CheckpointRecord {
+            execution_id: place.execution_id,
+            workflow_id: self.workflow.as_ref().map_or(place.workflow_id, |workflow| workflow.id),
+            seq: place.seq,
+            id: self.id,
+            parent: place.parent,
+            created_at: self.created_at,
+            cause: self.cause.clone(),
+            nodes: self.nodes.clone(),
+            label: self.label.clone(),
+            state: self.state.clone(),
+            completed_node_count: self.completed_node_count,
+            spend: self.spend,
+            size_bytes,
+            compressed,
+        }
+    }
+}
+
+/// Where a checkpoint stands in a store.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) execution_id: ExecutionId,
+    /// The workflow that the execution runs, unless the checkpoint names another.
+    pub(super) workflow_id: WorkflowId,
+    pub(super) seq: Seq,
+    pub(super) parent: Option<Seq>,
 }
 
 /// One checkpoint to append to an execution's history.

@@ -14,6 +14,7 @@ use super::row::{self, Checksum, ExecutionRow, Log, Operation, Point, Standing, 
 use super::write::{Adoption, NewDelta, NewOperation, Write};
 use crate::execution::ExecutionId;
 use crate::store::load::{FLOOR_MIN, ROW_WEIGHT};
+use crate::store::record::Place;
 use crate::store::{
     CheckpointRecord, Commit, Conflict, NewCheckpoint, OperationRecord, Seq, StoreError, body, column,
 };
@@ -301,23 +302,8 @@ pub(super) fn record(
     workflow: uuid::Uuid,
     length: usize,
 ) -> CheckpointRecord {
-    let checkpoint = &draft.checkpoint;
-    CheckpointRecord {
-        execution_id: draft.execution_id,
-        workflow_id: checkpoint.workflow.as_ref().map_or(workflow, |workflow| workflow.id),
-        seq,
-        id: checkpoint.id,
-        parent,
-        created_at: checkpoint.created_at,
-        cause: checkpoint.cause.clone(),
-        nodes: checkpoint.nodes.clone(),
-        label: checkpoint.label.clone(),
-        state: checkpoint.state.clone(),
-        completed_node_count: checkpoint.completed_node_count,
-        spend: checkpoint.spend,
-        size_bytes: length as u64,
-        compressed: draft.compressed,
-    }
+    let place = Place { execution_id: draft.execution_id, workflow_id: workflow, seq, parent };
+    draft.checkpoint.record(place, length as u64, draft.compressed)
 }
 
 /// Returns the checksum of an execution's row whose head is the point.

@@ -13,6 +13,7 @@ use super::workflow;
 use super::writer::Aftermath;
 use crate::checkpoint::CheckpointId;
 use crate::execution::ExecutionId;
+use crate::store::record::Place;
 use crate::store::{
     CheckpointRecord, Conflict, ExecutionRecord, NewCheckpoint, NewExecution, NewOperation, NewWorkflow,
     Note, OperationRecord, Seq, StoreError,
@@ -170,22 +171,9 @@ fn append(
         workflow::adopt(db, execution, workflow)?;
     }
     let before = execution.record.head;
-    let record = CheckpointRecord {
-        execution_id: execution.record.id,
-        workflow_id: execution.record.workflow_id,
-        seq: before + 1,
-        id: checkpoint.id,
-        parent,
-        created_at: checkpoint.created_at,
-        cause: checkpoint.cause.clone(),
-        nodes: checkpoint.nodes.clone(),
-        label: checkpoint.label.clone(),
-        state: checkpoint.state.clone(),
-        completed_node_count: checkpoint.completed_node_count,
-        spend: checkpoint.spend,
-        size_bytes: *size as u64,
-        compressed: body.compressed,
-    };
+    let ExecutionRecord { id: execution_id, workflow_id, .. } = execution.record;
+    let place = Place { execution_id, workflow_id, seq: before + 1, parent };
+    let record = checkpoint.record(place, *size as u64, body.compressed);
     CheckpointRow::insert(db, execution, delta, &record)?;
     if let Some(operation) = &checkpoint.operation {
         let (at, cause) = (record.created_at, record.cause.clone());
