@@ -207,6 +207,28 @@ pub enum Conflict {
 }
 
 impl StoreError {
+    /// Returns what the driver or the system said, where an error is of theirs.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(super) fn below(&self) -> Option<&Source> {
+        match self {
+            Self::Refused { source, .. } | Self::Io { source, .. } | Self::Full { source, .. } => {
+                Some(source)
+            }
+            Self::NoExecution(_)
+            | Self::NoPoint { .. }
+            | Self::Pruned { .. }
+            | Self::ForeignPosition { .. }
+            | Self::Conflict(_)
+            | Self::Unstorable { .. }
+            | Self::Corrupt { .. }
+            | Self::NewerFormat { .. }
+            | Self::Key { .. }
+            | Self::NotAStore { .. }
+            | Self::Absent { .. }
+            | Self::Closed { .. } => None,
+        }
+    }
+
     /// Returns what kind of error it is, in a word that says nothing of what is stored: for telemetry.
     pub fn class(&self) -> &'static str {
         match self {

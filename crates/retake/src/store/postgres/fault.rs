@@ -88,23 +88,7 @@ pub(super) fn is_passing(error: &StoreError) -> bool {
 
 /// Returns what the server said, where an error is of it.
 pub(super) fn said(error: &StoreError) -> Option<&Said> {
-    match error {
-        StoreError::Refused { source, .. }
-        | StoreError::Io { source, .. }
-        | StoreError::Full { source, .. } => source.downcast_ref(),
-        StoreError::NoExecution(_)
-        | StoreError::NoPoint { .. }
-        | StoreError::Pruned { .. }
-        | StoreError::Conflict(_)
-        | StoreError::Unstorable { .. }
-        | StoreError::Corrupt { .. }
-        | StoreError::NewerFormat { .. }
-        | StoreError::Key { .. }
-        | StoreError::NotAStore { .. }
-        | StoreError::Absent { .. }
-        | StoreError::ForeignPosition { .. }
-        | StoreError::Closed { .. } => None,
-    }
+    error.below()?.downcast_ref()
 }
 
 fn of_the_server(location: &str, action: &'static str, error: &DbError) -> Fault {

@@ -12,9 +12,9 @@ use rusqlite::{Connection, ErrorCode, Params, Row, params_from_iter};
 use uuid::Uuid;
 
 use super::guard::Guard;
-use crate::store::StoreError;
 pub(super) use crate::store::column::{Damage, json, nanoseconds, packed, stored, to_json, to_packed};
 use crate::store::hash::Hash;
+use crate::store::{Source, StoreError};
 
 /// How many prepared statements a connection keeps: more than there are.
 const STATEMENTS_MAX: usize = 128;
@@ -292,25 +292,11 @@ pub(super) fn fault(path: &Path, action: &'static str, error: rusqlite::Error) -
 
 /// Tells whether the disk failed, and not the caller or somebody else.
 pub(super) fn is_of_the_disk(error: &StoreError) -> bool {
-    match error {
-        StoreError::Full { .. } => true,
-        StoreError::Io { source, .. } => source
-            .downcast_ref::<rusqlite::Error>()
-            .is_some_and(|error| error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure)),
-        StoreError::NoExecution(_)
-        | StoreError::NoPoint { .. }
-        | StoreError::Pruned { .. }
-        | StoreError::ForeignPosition { .. }
-        | StoreError::Conflict(_)
-        | StoreError::Unstorable { .. }
-        | StoreError::Corrupt { .. }
-        | StoreError::NewerFormat { .. }
-        | StoreError::Key { .. }
-        | StoreError::NotAStore { .. }
-        | StoreError::Absent { .. }
-        | StoreError::Refused { .. }
-        | StoreError::Closed { .. } => false,
-    }
+    let failed = |source: &Source| {
+        let error = source.downcast_ref::<rusqlite::Error>();
+        error.and_then(rusqlite::Error::sqlite_error_code) == Some(ErrorCode::SystemIoFailure)
+    };
+    matches!(error, StoreError::Full { .. }) || error.below().is_some_and(failed)
 }
 
 /// Tells whether a page was asked for that lies behind the end of the file.
