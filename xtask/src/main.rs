@@ -114,7 +114,7 @@ fn test(shell: &Shell) -> xshell::Result<()> {
     cmd!(shell, "cargo clippy --workspace --all-features --all-targets -- -D warnings").run()?;
     cmd!(shell, "cargo doc -p retake --all-features --no-deps").run()?;
     // What has neither runtime nor driver is tested without them.
-    cmd!(shell, "cargo test -p retake --no-default-features --lib").run()?;
+    cmd!(shell, "cargo test -p retake --no-default-features").run()?;
     every_test(shell, &cluster)?;
     let seed = ["--seed".to_owned(), TEST_SEED.to_string()];
     let chosen = TESTED_TRIALS.iter().map(|trial| (*trial).to_owned()).chain(seed);
@@ -172,10 +172,7 @@ fn ends_unless(sound: bool) {
 
 /// Starts a server, or says why there is none and ends.
 fn cluster(shell: &Shell) -> Cluster {
-    Cluster::start(shell).unwrap_or_else(|error| {
-        say(&format!("error: no PostgreSQL for the tests: {error}"));
-        std::process::exit(1);
-    })
+    Cluster::start(shell).unwrap_or_else(|error| ends(&format!("no PostgreSQL for the tests: {error}")))
 }
 
 /// Runs a command while there is a server, and ends as it does.
@@ -190,10 +187,7 @@ fn with_postgres(shell: &Shell, arguments: &[String]) -> ! {
     drop(cluster);
     match status {
         Ok(status) => std::process::exit(status.code().unwrap_or(1)),
-        Err(error) => {
-            say(&format!("error: cannot run `{program}`: {error}"));
-            std::process::exit(1);
-        }
+        Err(error) => ends(&format!("cannot run `{program}`: {error}")),
     }
 }
 
