@@ -184,8 +184,10 @@ pub(super) async fn claim(shared: &Shared, claim: &Claim) -> Result<Vec<Claimed>
             continue;
         }
         let is_all = found.claimed.len() == found.planned && (found.planned < claim.most || claim.most == 0);
-        let heard =
-            is_all.then(|| Heard { rings, next: found.next.and_then(|next| began.checked_add(next)) });
+        // What it has just claimed may be to be had again when those leases run out.
+        let own = (!found.claimed.is_empty()).then_some(claim.ttl);
+        let next = found.next.into_iter().chain(own).min();
+        let heard = is_all.then(|| Heard { rings, next: next.and_then(|next| began.checked_add(next)) });
         shared.bell.note(claim.worker, heard);
         return Ok(found.claimed);
     }
