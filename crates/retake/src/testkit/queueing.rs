@@ -56,6 +56,7 @@ cases![
     a_ticket_that_ends_its_workers_becomes_stuck_until_it_is_enqueued,
     a_ticket_that_goes_on_under_each_of_its_claims_never_becomes_stuck,
     a_settled_claim_is_none_in_a_row,
+    a_settled_claim_is_none_in_a_row_however_far_it_went,
     depths_say_how_tickets_stand,
     a_ticket_can_be_looked_at,
     names_that_cannot_be_kept_are_refused,
@@ -639,6 +640,19 @@ async fn a_settled_claim_is_none_in_a_row(trial: Trial) {
         let again = Settlement::Again { delay: Duration::ZERO };
         trial.queue().await.settle(&lease, again).await.expect("settled");
     }
+    assert_eq!(take(&trial).await.claims, 1);
+}
+
+async fn a_settled_claim_is_none_in_a_row_however_far_it_went(trial: Trial) {
+    let id = ticketed(&trial, "a", Ticket::default()).await;
+    let lease = take(&trial).await.lease;
+    for step in ["1", "2", "3"] {
+        let head = trial.queue().await.require(id).await.expect("an execution").head;
+        let commit = Commit { fence: Some(lease.fence), ..trial.on(id, head, set("step", step)) };
+        trial.queue().await.commit(commit).await.expect("committed");
+    }
+    trial.queue().await.settle(&lease, Settlement::Again { delay: SECOND }).await.expect("settled");
+    trial.pass(SECOND * 2).await;
     assert_eq!(take(&trial).await.claims, 1);
 }
 

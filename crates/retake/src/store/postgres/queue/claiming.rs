@@ -48,7 +48,7 @@ pub(super) const PROMOTE: &str = "
 WITH lapsed AS MATERIALIZED (
     SELECT t.execution, t.stand, t.again, t.claims, t.claimed_fence, e.lease_until,
         t.stand = 'claimed' AND e.fence = t.claimed_fence AND coalesce(e.lease_until > moment(), false) AS holds,
-        coalesce(e.head > t.claimed_head + 1, false) AS went_on
+        t.stand = 'claimed' AND coalesce(e.head > t.claimed_head + 1, false) AS went_on
     FROM tickets t JOIN executions e ON e.key = t.execution
     WHERE t.stand IN ('delayed', 'claimed') AND t.due <= moment()
     ORDER BY t.due LIMIT 256 FOR UPDATE OF t, e SKIP LOCKED
