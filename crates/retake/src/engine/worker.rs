@@ -2,30 +2,30 @@
 
 mod advancing;
 mod event;
+mod looking;
+mod reporting;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
 pub use self::event::WorkerEvent;
 
 use self::advancing::Bench;
+use self::looking::{Look, Seen};
+use self::reporting::Reporter;
 use super::control::HandOver;
 use super::{Engine, EngineError};
-use crate::store::{Claim, Queue, StoreError, WorkerReport};
+use crate::store::{Claim, Queue, StoreError};
 
 /// How many executions a worker advances at the same time, where nobody says otherwise.
 pub const CONCURRENCY_DEFAULT: usize = 8;
 
 /// How long a worker that is to end lets nodes finish, where nobody says otherwise.
 pub const GRACE_DEFAULT: Duration = Duration::from_secs(20);
-
-/// How often a worker says that it lives.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// How long a worker waits for word of something to do before it looks by itself.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -41,6 +41,10 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(10);
 
 /// How long executions may take to be given back once their nodes were ended; after that their leases run out.
 const HAND_OVER_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a worker that ends waits for the answer to a call that it has made. What a claim gave whose answer is not
+/// waited for goes to others when the leases run out.
+const ANSWER_WAIT: Duration = Duration::from_secs(2);
 
 /// How many events may wait for a slow watcher; then the worker waits for it.
 const EVENTS_WAITING_MAX: usize = 4_096;
@@ -183,6 +187,7 @@ impl Worker {
             ttl: engine.lease_ttl,
         };
         let (ending, ended) = watch::channel(None);
+        let reporter = Reporter::begin(Arc::clone(&queue), id, &options);
         let bench = Arc::new(Bench { engine, queue: Arc::clone(&queue), events, ended });
         let shift = Shift {
             queue,
@@ -191,10 +196,13 @@ impl Worker {
             bench,
             ending,
             tasks: JoinSet::new(),
+            look: None,
+            is_empty: false,
             trouble: None,
             deadline: None,
             fatal: None,
             worked: Worked::default(),
+            reporter,
         };
         shift.work(orders.1).await
     }
@@ -209,12 +217,17 @@ struct Shift {
     /// Tells the executions that are advanced to end.
     ending: watch::Sender<Option<HandOver>>,
     tasks: JoinSet<u64>,
+    /// What the store is asked for now, beside everything else: however long it takes to answer, orders are heard.
+    look: Option<Look>,
+    /// Whether nothing is left to do, in a worker that ends for that.
+    is_empty: bool,
     /// How long to wait before the store is asked again, where it has failed.
     trouble: Option<Duration>,
     /// When it goes over to the next way of ending.
     deadline: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
     fatal: Option<StoreError>,
     worked: Worked,
+    reporter: Reporter,
 }
 
 impl Shift {
@@ -227,18 +240,13 @@ impl Shift {
                 concurrency: self.options.concurrency,
             })
             .await;
-        let mut report = tokio::time::interval(REPORT_EVERY);
-        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let found = self.take_more().await;
-            if self.tasks.is_empty() && (self.is_ending() || (found == Some(0) && self.is_done().await)) {
+            if self.look.is_none() && self.is_taking() {
+                self.look = Some(self.claims());
+            }
+            if self.tasks.is_empty() && self.look.is_none() {
                 break;
             }
-            let waits = self.is_taking() && self.trouble.is_none();
-            let at_most = match self.options.until {
-                WorkerUntil::Told => LOOK_EVERY,
-                WorkerUntil::Empty => LOOK_EVERY_TO_END,
-            };
             tokio::select! {
                 biased;
                 Some(order) = orders.recv() => self.end(order).await,
@@ -247,28 +255,27 @@ impl Shift {
                     let is_over = *self.ending.borrow() == Some(HandOver::Now);
                     if is_over { self.tasks.shutdown().await } else { self.end(HandOver::Now).await }
                 }
-                Some(done) = self.tasks.join_next() => match done {
-                    Ok(ended) => self.worked.ended += ended,
-                    // Its lease was given back with it; it is claimed again, and counted as one that ends workers.
-                    Err(error) => tracing::error!(%error, "an execution could not be advanced"),
-                },
-                _ = report.tick() => {
-                    let report = self.report();
-                    let reported = self.queue.report(&report).await;
-                    self.heed(reported).await;
+                Some(done) = self.tasks.join_next() => {
+                    match done {
+                        Ok(ended) => self.worked.ended += ended,
+                        // Its lease was given back with it; it is claimed again, and counted as one that ends workers.
+                        Err(error) => tracing::error!(%error, "an execution could not be advanced"),
+                    }
+                    self.reporter.is_running(self.tasks.len());
+                    // There is a place for another.
+                    self.look.take_if(|look| look.is_rest());
                 }
-                waited = self.queue.wait_for_work(&self.claim, at_most), if waits => {
-                    self.heed(waited).await;
+                seen = looked(&mut self.look) => {
+                    self.look = None;
+                    self.heed(seen).await;
                 }
-                () = tokio::time::sleep(self.trouble.unwrap_or(Duration::MAX)), if self.trouble.is_some() => {}
             }
         }
-        if let Err(error) = self.queue.retire(self.claim.worker).await {
-            tracing::warn!(%error, "the worker could not be retired");
-        }
-        match self.fatal {
+        let Self { reporter, worked, fatal, .. } = self;
+        reporter.end().await;
+        match fatal {
             Some(error) => Err(error.into()),
-            None => Ok(self.worked),
+            None => Ok(worked),
         }
     }
 
@@ -278,34 +285,56 @@ impl Shift {
 
     /// Tells whether it takes on more.
     fn is_taking(&self) -> bool {
-        !self.is_ending() && self.tasks.len() < self.options.concurrency
+        !self.is_ending() && !self.is_empty && self.tasks.len() < self.options.concurrency
     }
 
-    /// Claims as much as there are places for. Returns how much, or `None` where it did not look.
-    async fn take_more(&mut self) -> Option<usize> {
-        if !self.is_taking() {
-            return None;
-        }
-        self.claim.most = self.options.concurrency - self.tasks.len();
+    /// Begins to claim as much as there are places for.
+    fn claims(&self) -> Look {
+        let most = self.options.concurrency - self.tasks.len();
         let asked_at = self.bench.engine.clock.elapsed();
-        let claimed = self.queue.claim(&self.claim).await;
-        let found = claimed.as_ref().map(Vec::len).ok();
-        for claimed in self.heed(claimed).await.unwrap_or_default() {
-            self.tasks.spawn(Arc::clone(&self.bench).advance(claimed, asked_at));
-        }
-        found
+        Look::claim(Arc::clone(&self.queue), Claim { most, ..self.claim.clone() }, asked_at)
     }
 
-    /// Tells whether a worker that ends when nothing is left has nothing left.
-    async fn is_done(&mut self) -> bool {
-        if self.options.until == WorkerUntil::Told {
-            return false;
+    /// Does what follows from what the store said.
+    async fn heed(&mut self, seen: Seen) {
+        match seen {
+            Seen::Claimed(claimed, asked_at) => {
+                let Some(claimed) = self.heard(claimed).await else { return };
+                let is_idle = claimed.is_empty() && self.tasks.is_empty();
+                for claimed in claimed {
+                    self.tasks.spawn(Arc::clone(&self.bench).advance(claimed, asked_at));
+                }
+                self.reporter.is_running(self.tasks.len());
+                if is_idle && self.options.until == WorkerUntil::Empty {
+                    self.look = Some(Look::depths(Arc::clone(&self.queue)));
+                } else if self.is_taking() {
+                    self.look = Some(self.wait());
+                }
+            }
+            Seen::Depths(depths) => {
+                let Some(depths) = self.heard(depths).await else { return };
+                let serves =
+                    |queue: &String| self.options.queues.is_empty() || self.options.queues.contains(queue);
+                let mut served = depths.iter().filter(|depth| serves(&depth.queue));
+                self.is_empty = served.all(|depth| depth.due + depth.delayed + depth.claimed == 0);
+                if self.is_taking() {
+                    self.look = Some(self.wait());
+                }
+            }
+            Seen::Waited(waited) => {
+                self.heard(waited).await;
+            }
+            Seen::Rested => {}
         }
-        let depths = self.queue.depths().await;
-        let Some(depths) = self.heed(depths).await else { return false };
-        let serves = |queue: &String| self.options.queues.is_empty() || self.options.queues.contains(queue);
-        let mut served = depths.iter().filter(|depth| serves(&depth.queue));
-        served.all(|depth| depth.due + depth.delayed + depth.claimed == 0)
+    }
+
+    /// Begins to wait for word of something to do.
+    fn wait(&self) -> Look {
+        let at_most = match self.options.until {
+            WorkerUntil::Told => LOOK_EVERY,
+            WorkerUntil::Empty => LOOK_EVERY_TO_END,
+        };
+        Look::wait(Arc::clone(&self.queue), self.claim.clone(), at_most)
     }
 
     /// Goes over to a way of ending, unless it ends in a stronger one already.
@@ -320,6 +349,10 @@ impl Shift {
         };
         self.deadline = Some(Box::pin(tokio::time::sleep(limit)));
         self.ending.send_replace(Some(order));
+        self.look = match order {
+            HandOver::Finish => self.look.take().and_then(|look| look.at_last(ANSWER_WAIT)),
+            HandOver::Now => None,
+        };
         let running = self.tasks.len();
         if before.is_none() {
             self.bench.tell(|| WorkerEvent::Draining { running }).await;
@@ -327,7 +360,7 @@ impl Shift {
     }
 
     /// Takes note of how the store does, and says so once each time that changes.
-    async fn heed<T>(&mut self, done: Result<T, StoreError>) -> Option<T> {
+    async fn heard<T>(&mut self, done: Result<T, StoreError>) -> Option<T> {
         match done {
             Ok(done) => {
                 if self.trouble.take().is_some() {
@@ -337,7 +370,11 @@ impl Shift {
             }
             Err(error) if error.is_retryable() => {
                 let before = self.trouble;
-                self.trouble = Some(before.map_or(BACK_OFF_FIRST, |before| (before * 2).min(BACK_OFF_MAX)));
+                let rest = before.map_or(BACK_OFF_FIRST, |before| (before * 2).min(BACK_OFF_MAX));
+                self.trouble = Some(rest);
+                if self.is_taking() {
+                    self.look = Some(Look::rest(rest));
+                }
                 if before.is_none() {
                     self.bench.tell(|| WorkerEvent::StoreLost { why: chain(&error) }).await;
                 }
@@ -350,17 +387,13 @@ impl Shift {
             }
         }
     }
+}
 
-    fn report(&self) -> WorkerReport {
-        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        WorkerReport {
-            id: self.claim.worker,
-            name: self.options.name.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            queues: self.options.queues.clone(),
-            concurrency: count(self.options.concurrency),
-            running: count(self.tasks.len()),
-        }
+/// Returns what the store says, when it says something.
+async fn looked(look: &mut Option<Look>) -> Seen {
+    match look {
+        Some(look) => look.seen().await,
+        None => std::future::pending().await,
     }
 }
 

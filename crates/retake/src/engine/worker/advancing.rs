@@ -88,6 +88,10 @@ impl Bench {
         let Claimed { lease, queue, claims } = claimed;
         let id = lease.execution_id;
         let held = Held::of(self.engine.store(), lease, asked_at);
+        if self.ended.borrow().is_some() {
+            let again = Settlement::Again { delay: Duration::ZERO };
+            return Err(Box::new((held, Leaving { settlement: Some(again), event: None })));
+        }
         let record = match self.engine.store().require(id).await {
             Ok(record) => record,
             Err(error) => return Err(Box::new((held, leaving(id, &id.to_string(), &error.into())))),
