@@ -69,7 +69,8 @@ pub struct PostgresOptions {
     pub clock: Arc<dyn Clock>,
     /// How many connections there are at most; at least 1. One more listens.
     pub connections_max: usize,
-    /// How long it may take until a connection is made, from the name of the server to the check of its settings.
+    /// How long it may take until a connection is made, from the name of the server to the check of its settings, however
+    /// often that is tried: after that a server counts as away.
     pub connect_timeout: Duration,
     /// How long a call may take: to wait for a connection, to send, and to be answered. The server gives a statement up
     /// after that time as well.

@@ -75,27 +75,24 @@ impl Db {
         self.pool.listen(channel, hear).await.map_err(|fault| fault.error)
     }
 
-    /// Reads. Where the connection is lost, reads by another one, until the deadline: the statement must change nothing.
+    /// Reads. Where the connection is lost soon, reads by another one: the statement must change nothing.
     pub(super) async fn query(
         &self,
         action: &'static str,
         sql: &'static str,
         values: Values<'_>,
     ) -> Result<Vec<Row>, StoreError> {
-        let deadline = self.deadline();
-        for _ in 1..READS_MAX {
-            let fault = match self.once(action, sql, values, deadline).await {
+        let (deadline, mut attempts) = (self.deadline(), self.attempts());
+        loop {
+            match self.once(action, sql, values, deadline).await {
                 Ok(answer) => return Ok(answer.rows),
-                Err(fault) => fault,
-            };
-            let again = fault.link == Link::Lost && fault.error.is_retryable();
-            if !again || Instant::now() >= deadline {
-                return Err(fault.error);
+                Err(fault) => attempts.another(fault)?,
             }
-            self.pool.distrust();
         }
-        let answer = self.once(action, sql, values, deadline).await;
-        answer.map(|answer| answer.rows).map_err(|fault| fault.error)
+    }
+
+    fn attempts(&self) -> Attempts<'_> {
+        Attempts { left: READS_MAX, until: Instant::now() + self.options().connect_timeout, pool: &self.pool }
     }
 
     /// Reads at most one row, as [`query`](Self::query) does.
@@ -145,22 +142,18 @@ impl Db {
         self.together(action, "BEGIN", statements, deadline).await.map_err(|fault| fault.error)
     }
 
-    /// Reads by several statements, which all see the store at one moment, in one round trip. Where the connection is lost,
-    /// reads by another one, until the deadline.
+    /// Reads by several statements, which all see the store at one moment, in one round trip, as [`query`](Self::query)
+    /// does.
     pub(super) async fn view(
         &self,
         action: &'static str,
         statements: &[(&'static str, Values<'_>)],
     ) -> Result<Vec<Vec<Row>>, StoreError> {
-        let deadline = self.deadline();
+        let (deadline, mut attempts) = (self.deadline(), self.attempts());
         loop {
-            let fault = match self.together(action, SNAPSHOT, statements, deadline).await {
+            match self.together(action, SNAPSHOT, statements, deadline).await {
                 Ok(rows) => return Ok(rows),
-                Err(fault) => fault,
-            };
-            let again = fault.link == Link::Lost && fault.error.is_retryable();
-            if !again || Instant::now() >= deadline {
-                return Err(fault.error);
+                Err(fault) => attempts.another(fault)?,
             }
         }
     }
@@ -172,7 +165,7 @@ impl Db {
         statements: &[(&'static str, Values<'_>)],
         deadline: Instant,
     ) -> Result<Vec<Vec<Row>>, Fault> {
-        let held = self.pool.take(action, deadline, Patience::UntilDeadline).await?;
+        let held = self.pool.take(action, deadline, Patience::ForAWhile).await?;
         let answer = Connection::answer(self.location(), action, deadline, async {
             let connection = held.connection();
             let prepared = prepared(connection, statements).await?;
@@ -202,7 +195,7 @@ impl Db {
 
     async fn begin(&self, action: &'static str, begin: &'static str) -> Result<Transaction, StoreError> {
         let deadline = self.deadline();
-        let held = self.pool.take(action, deadline, Patience::UntilDeadline).await.map_err(|f| f.error)?;
+        let held = self.pool.take(action, deadline, Patience::ForAWhile).await.map_err(|f| f.error)?;
         Ok(Transaction { held: Some(held), action, begin: Some(begin), link: Link::Whole })
     }
 
@@ -213,7 +206,7 @@ impl Db {
         values: Values<'_>,
         deadline: Instant,
     ) -> Result<Answer, Fault> {
-        let held = self.pool.take(action, deadline, Patience::UntilDeadline).await?;
+        let held = self.pool.take(action, deadline, Patience::ForAWhile).await?;
         let answer = Connection::answer(self.location(), action, deadline, async {
             let connection = held.connection();
             let statement = connection.statement(sql).await?;
@@ -226,6 +219,27 @@ impl Db {
 
     fn deadline(&self) -> Instant {
         Instant::now() + self.options().call_timeout
+    }
+}
+
+/// The attempts at a read. It is made again by another connection where one is lost, as one that was idle for long may be;
+/// that a server cannot be reached is told soon, for whoever reads can ask again.
+struct Attempts<'a> {
+    left: usize,
+    until: Instant,
+    pool: &'a Pool,
+}
+
+impl Attempts<'_> {
+    /// Returns where there is to be another attempt after that fault.
+    fn another(&mut self, fault: Fault) -> Result<(), StoreError> {
+        self.left -= 1;
+        let passes = fault.link == Link::Lost && fault.error.is_retryable();
+        if !passes || self.left == 0 || Instant::now() >= self.until {
+            return Err(fault.error);
+        }
+        self.pool.distrust();
+        Ok(())
     }
 }
 

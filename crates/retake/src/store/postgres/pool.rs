@@ -25,8 +25,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 pub(super) enum Patience {
     /// It is reported.
     None,
-    /// It is tried again until the deadline.
-    UntilDeadline,
+    /// It is tried again until a connection should have been made.
+    ForAWhile,
 }
 
 #[derive(Debug)]
@@ -83,6 +83,7 @@ impl Pool {
     }
 
     async fn connect(&self, deadline: Instant, patience: Patience) -> Result<Connection, Fault> {
+        let deadline = deadline.min(Instant::now() + self.options.connect_timeout);
         let mut pause = PAUSE_MIN;
         loop {
             let opening = Connection::open(&self.address, &self.connector, &self.options, deadline, None);

@@ -16,6 +16,7 @@ use super::address::Address;
 use super::db::Db;
 use super::testing::{self, Schema};
 use super::{PostgresOptions, PostgresStore};
+use crate::engine::{Engine, Worker, WorkerEvent, WorkerOptions};
 use crate::store::StoreError;
 
 /// Longer than any bound that is set here.
@@ -108,6 +109,12 @@ impl Between {
     fn cut(&self) {
         self.way.send_modify(|way| way.cuts += 1);
     }
+
+    /// Takes no connection any more, and closes those that there are.
+    fn close(&self) {
+        self.task.abort();
+        self.cut();
+    }
 }
 
 impl Drop for Between {
@@ -165,6 +172,37 @@ async fn a_server_that_falls_silent_in_a_call_is_given_up_and_found_again() {
     between.silence(false);
     let rows = db.query("reading", "SELECT 1", &[]).await.unwrap();
     assert_eq!(rows[0].get::<_, i32>(0), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_is_told_long_before_a_call_may_take_so_long() {
+    let schema = Schema::new();
+    let between = Between::new(&schema).await;
+    let db = between.db(PostgresOptions { call_timeout: FAR * 2, ..impatient() });
+    db.query("reading", "SELECT 1", &[]).await.unwrap();
+    between.close();
+    for _ in 0..2 {
+        let error = timeout(FAR, db.query("reading", "SELECT 1", &[])).await.unwrap().unwrap_err();
+        assert!(said(&error).contains("refused") && error.is_retryable(), "{error:?}");
+        let writing = db.write("writing", "SELECT 1", &[]);
+        assert!(timeout(FAR, writing).await.unwrap().unwrap_err().is_retryable());
+    }
+}
+
+#[tokio::test]
+async fn a_worker_whose_server_falls_silent_ends_when_it_is_told_to() {
+    let schema = Schema::new();
+    let between = Between::new(&schema).await;
+    let options = PostgresOptions { call_timeout: FAR * 2, ..PostgresOptions::default() };
+    let store = PostgresStore::connect_with(&between.url, options).await.unwrap();
+    let mut worker = Worker::new(Engine::on_queue(Arc::new(store)), WorkerOptions::default()).unwrap();
+    let (handle, mut events) = (worker.handle(), worker.watch());
+    between.silence(true);
+    let working = tokio::spawn(worker.work());
+    assert!(matches!(events.recv().await, Some(WorkerEvent::Ready { .. })));
+    handle.drain();
+    let worked = timeout(FAR, working).await.unwrap().unwrap().unwrap();
+    assert_eq!(worked.ended, 0);
 }
 
 #[tokio::test]
