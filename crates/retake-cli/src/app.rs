@@ -261,9 +261,14 @@ impl App {
 
     /// Tells whether the store is on a server.
     pub(crate) fn is_on_a_server(&self) -> Result<bool, Failure> {
+        Ok(self.server()?.is_some())
+    }
+
+    /// Returns the URL of the server that the store is on, if it is, with what it takes to get in.
+    pub(crate) fn server(&self) -> Result<Option<String>, Failure> {
         Ok(match self.location()? {
-            Location::Postgres(_) => true,
-            Location::Sqlite(_) | Location::Memory => false,
+            Location::Postgres(url) => Some(url),
+            Location::Sqlite(_) | Location::Memory => None,
         })
     }
 

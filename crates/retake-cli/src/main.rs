@@ -2,6 +2,7 @@
 
 mod app;
 mod arguments;
+mod arrival;
 mod assignment;
 mod change;
 mod command;

@@ -7,6 +7,7 @@ mod place;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Lines};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Stdio};
 
 use serde_json::{Value, json};
@@ -349,4 +350,43 @@ fn a_store_of_one_machine_has_no_workers() {
         let error = place.refused(&arguments, 2, "needs a store that machines share");
         assert!(error["hint"].as_str().unwrap().contains("postgres://"), "{error}");
     }
+}
+
+/// Lets everything that comes to a listener pass to the server of tests.
+fn relay(listener: TcpListener, server: SocketAddr) {
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (client, server) = (client.unwrap(), TcpStream::connect(server).unwrap());
+            for (mut from, mut to) in
+                [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
+            {
+                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_worker_waits_for_a_server_that_is_not_there_yet_and_may_be_told_to_stop_waiting() {
+    let mut office = Office::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = listener.local_addr().unwrap();
+    drop(listener);
+    let start = office.store.find("127.0.0.1:").unwrap();
+    let end = start + office.store[start..].find('/').unwrap();
+    let server: SocketAddr = office.store[start..end].parse().unwrap();
+    office.store.replace_range(start..end, &here.to_string());
+
+    let mut impatient = office.hire(&[]);
+    let why = impatient.until("store_lost");
+    assert!(why["why"].as_str().unwrap().contains("refused"), "{why}");
+    impatient.signal(rustix::process::Signal::TERM);
+    assert_eq!(impatient.ended(), 0);
+
+    let mut worker = office.hire(&[]);
+    worker.until("store_lost");
+    relay(TcpListener::bind(here).unwrap(), server);
+    worker.until("ready");
+    worker.signal(rustix::process::Signal::TERM);
+    assert_eq!(worker.ended(), 0);
 }

@@ -11,6 +11,7 @@ use retake::store::{ExecutionRecord, FeedPage, FeedPoint, Position, Seq, Since, 
 use serde_json::{Value, json};
 
 use crate::app::App;
+use crate::arrival::{self, Arrival};
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::signals::Wishes;
@@ -56,9 +57,13 @@ struct View<'app> {
 
 impl Watch {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let store = app.store().await?;
         let mut wishes =
             Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
+        let away = |why: String| app.output.note(format!("{}; waiting for it", wording::plain(&why)));
+        if arrival::reach(app, &mut wishes, away).await? == Arrival::Stopped {
+            return Err(Failure::new(Code::Interrupted, "the watch was stopped before it began"));
+        }
+        let store = app.store().await?;
         let since = match self.after {
             Some(position) => Since::After(position),
             None if self.from_start || self.once => Since::Start,

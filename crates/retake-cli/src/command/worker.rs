@@ -17,6 +17,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::app::{App, Opened};
+use crate::arrival::{self, Arrival};
 use crate::detach::duration;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -62,6 +63,13 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         app.require_queue("a worker")?;
+        let mut wishes =
+            Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
+        let away = |why| tell(&app.output, &WorkerEvent::StoreLost { why });
+        if arrival::reach(app, &mut wishes, away).await? == Arrival::Stopped {
+            end(app, Worked::default());
+            return Ok(ExitCode::SUCCESS);
+        }
         // A worker that is there first makes the store.
         let opened = app.make().await?;
         let measured = match &opened {
@@ -78,8 +86,6 @@ impl Worker {
         };
         let mut worker = retake::engine::Worker::new(engine, options)?;
         let (handle, events) = (worker.handle(), worker.watch());
-        let mut wishes =
-            Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
         let shown = tokio::spawn(show(app.output.clone(), events));
         let measuring = measured.map(|queue| tokio::spawn(measure(queue)));
         let mut working = tokio::spawn(worker.work());
@@ -103,24 +109,32 @@ impl Worker {
             Ok(worked) => worked,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        let Worked { ended } = worked?;
-        if app.output.json {
-            app.output.event(&json!({"event": "ended", "runs": ended}));
-        } else {
-            app.output.line(format!("{} ended here", wording::count(ended, "run")));
-        }
+        end(app, worked?);
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Says what a worker did that has ended.
+fn end(app: &App, Worked { ended }: Worked) {
+    if app.output.json {
+        app.output.event(&json!({"event": "ended", "runs": ended}));
+    } else {
+        app.output.line(format!("{} ended here", wording::count(ended, "run")));
     }
 }
 
 /// Shows what a worker tells, until it ends.
 async fn show(output: Output, mut events: mpsc::Receiver<WorkerEvent>) {
     while let Some(event) = events.recv().await {
-        if output.json {
-            output.event(&event);
-        } else if let Some(line) = line(&event) {
-            output.note(line);
-        }
+        tell(&output, &event);
+    }
+}
+
+fn tell(output: &Output, event: &WorkerEvent) {
+    if output.json {
+        output.event(event);
+    } else if let Some(line) = line(event) {
+        output.note(line);
     }
 }
 
