@@ -10,8 +10,8 @@ use crate::{Outcome, Settings};
 
 const WORKERS: usize = 3;
 
-/// How many executions are submitted for each fault: more than are done between two.
-const EXECUTIONS_PER_FAULT: usize = 12;
+/// How many executions there are to be done before each fault: more than are done until it comes.
+const EXECUTIONS_AT_ONCE: usize = 60;
 
 /// Short, so that leases run out while the server is away.
 const LEASE: Duration = Duration::from_secs(3);
@@ -71,14 +71,13 @@ impl Seen {
 fn trial(cluster: &mut Cluster, faults: usize, habit: Habit, random: &mut fastrand::Rng) -> Outcome<Seen> {
     let terms = Terms { prefix: Vec::new(), lease: LEASE, habit };
     let mut crew = Crew::new(cluster, terms)?;
-    let executions = faults * EXECUTIONS_PER_FAULT;
-    crew.submit(executions, random)?;
     for _ in 0..WORKERS {
         crew.hire()?;
     }
-    let (mut workers_killed, mut away) = (0, Duration::ZERO);
+    let (mut workers_killed, mut away, mut executions) = (0, Duration::ZERO, 0);
     let mut told = 0;
     for fault in 0..faults {
+        executions = crew.supply(EXECUTIONS_AT_ONCE, cluster, random)?;
         // A fault counts where something was acknowledged since the one before.
         if !crew.wait(PATIENCE, |crew| Ok(crew.acknowledged() > told))? {
             return Err("nothing is acknowledged any more".into());

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 pub(crate) use self::audit::Audit;
-pub(crate) use self::hand::{CALL_MAX, CHILD, child};
+pub(crate) use self::hand::{CHILD, child};
 use crate::cluster::{self, Cluster};
 use crate::{Outcome, child};
 
@@ -148,6 +148,18 @@ impl Crew {
             }
         }
         Ok(())
+    }
+
+    /// Submits as many executions as are missing until so many have not ended. Returns how many there are in all.
+    pub(crate) fn supply(
+        &mut self,
+        unfinished: usize,
+        cluster: &Cluster,
+        random: &mut fastrand::Rng,
+    ) -> Outcome<usize> {
+        let missing = unfinished.saturating_sub(self.unfinished(cluster)?);
+        self.submit(missing, random)?;
+        Ok(self.executions.len())
     }
 
     /// Starts a worker. Returns its number.

@@ -7,18 +7,20 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::cluster::{self, Cluster, Site};
-use crate::crew::{Audit, CALL_MAX, Crew, Habit, Terms, Told};
+use crate::crew::{Audit, Crew, Habit, Terms, Told};
 use crate::disk::{require_root, succeed};
 use crate::report::Report;
 use crate::{Outcome, Settings, child};
 
 const WORKERS: usize = 3;
-const EXECUTIONS: usize = 60;
+
+/// How many executions there are to be done before each fault: more than are done until it comes.
+const EXECUTIONS_AT_ONCE: usize = 60;
 
 /// Longer than it takes to notice that the server is gone.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// How long it may take until a fault is noticed.
+/// How long it may take until a fault is noticed, and how long a call may wait for that.
 const NOTICED_MAX: Duration = Duration::from_secs(10);
 
 /// How long a fault lasts that nobody needs to notice, and how long the network is whole between two.
@@ -167,7 +169,6 @@ fn trial(
 ) -> Outcome<Seen> {
     let terms = Terms { prefix: networks.within(&networks.workers), lease: LEASE, habit };
     let mut crew = Crew::new(cluster, terms)?;
-    crew.submit(EXECUTIONS * rounds, random)?;
     for _ in 0..WORKERS {
         crew.hire()?;
     }
@@ -175,6 +176,7 @@ fn trial(
     for _ in 0..rounds {
         let loss = Fault::Loss(random.u8(10..=30));
         for fault in [Fault::Reset, Fault::Drop, Fault::Reset, loss, Fault::Reset, Fault::Drop] {
+            crew.supply(EXECUTIONS_AT_ONCE, cluster, random)?;
             goes_on(&crew)?;
             std::thread::sleep(WHOLE);
             let began = crew.now();
@@ -207,7 +209,7 @@ fn trial(
     for heard in crew.heard().iter() {
         if let Told::Unanswered { after } = heard.told {
             seen.waited = seen.waited.max(after);
-            seen.hung += usize::from(after > CALL_MAX + SLACK);
+            seen.hung += usize::from(after > NOTICED_MAX + SLACK);
         }
     }
     seen.audit = crew.audit()?;

@@ -169,9 +169,7 @@ fn busy_worker(
 ) -> Outcome<usize> {
     let began = crew.now();
     while crew.now().saturating_sub(began) < PATIENCE {
-        let more = EXECUTIONS_AT_ONCE.saturating_sub(crew.unfinished(cluster)?);
-        crew.submit(more, random)?;
-        seen.executions += more;
+        seen.executions = crew.supply(EXECUTIONS_AT_ONCE, cluster, random)?;
         let worker = random.usize(0..WORKERS);
         let held = held_by(crew, cluster, worker)?;
         // One that was taken over too often in a row is nobody's any more.

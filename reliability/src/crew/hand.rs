@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use retake::clock::{Clock, SystemClock};
 use retake::engine::{Engine, NodeContext, NodeError, Registry, Worker, WorkerOptions};
-use retake::store::{PostgresOptions, PostgresStore, Queue, Store};
+use retake::store::{PostgresStore, Queue, Store};
 use uuid::Uuid;
 
 use super::Habit;
@@ -27,9 +27,6 @@ const CONCURRENCY: usize = 4;
 /// How often a worker that begins tries to reach the store, and how long it waits between two tries.
 const CONNECTS_MAX: u32 = 200;
 const CONNECT_PAUSE: Duration = Duration::from_millis(100);
-
-/// How long a call to the store may take.
-pub(crate) const CALL_MAX: Duration = Duration::from_secs(8);
 
 /// How often a worker makes a call beside its work, and says how long that took where it failed.
 const PROBE_EVERY: Duration = Duration::from_millis(250);
@@ -85,16 +82,12 @@ pub(crate) fn child(arguments: &[String]) -> Outcome<()> {
 /// Connects to a server that may be about to come back.
 async fn connect(url: &str) -> Outcome<PostgresStore> {
     for _ in 1..CONNECTS_MAX {
-        match PostgresStore::connect_with(url, options()).await {
+        match PostgresStore::connect(url).await {
             Err(error) if error.is_retryable() => tokio::time::sleep(CONNECT_PAUSE).await,
             done => return Ok(done?),
         }
     }
-    Ok(PostgresStore::connect_with(url, options()).await?)
-}
-
-fn options() -> PostgresOptions {
-    PostgresOptions { call_timeout: CALL_MAX, ..PostgresOptions::default() }
+    Ok(PostgresStore::connect(url).await?)
 }
 
 /// Asks the store something that costs nothing, again and again.
