@@ -50,15 +50,21 @@ mod trial;
 mod workflows;
 mod writing;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::{JoinError, JoinSet};
+
 pub use checkpoint_storage::checkpoint_storage;
 
 use crate::store::{Queue, Store};
 use trial::Trial;
+
+/// Cases at the same time: a store waits for its disk for most of the time.
+const CASES_AT_ONCE: usize = 4;
 
 /// How a case gets at the store that it tries.
 #[async_trait::async_trait]
@@ -132,8 +138,8 @@ pub fn queue_contract() -> Vec<Case> {
     [queueing::CASES, limiting::CASES].concat()
 }
 
-/// Runs the whole contract, each case on an empty store of its own. Needs tokio's multi-threaded runtime to be of use:
-/// some cases write from many tasks at once.
+/// Runs the whole contract, each case on an empty store of its own, some at the same time. Needs tokio's multi-threaded
+/// runtime to be of use: some cases write from many tasks at once.
 ///
 /// # Panics
 /// With the names of the cases that failed, after all have run.
@@ -150,17 +156,25 @@ pub async fn run_queue_contract<H: Harness + 'static>(empty: impl Fn() -> H) {
 }
 
 async fn run<H: Harness + 'static>(cases: Vec<Case>, empty: impl Fn() -> H) {
-    let mut failed = Vec::new();
-    for case in cases {
-        let harness: Arc<dyn Harness> = Arc::new(empty());
-        if let Err(failure) = tokio::spawn(async move { case.run(harness).await }).await {
-            failed.push(format!("{}: {}", case.name, why(failure)));
+    let (mut failed, mut running, mut names) = (Vec::new(), JoinSet::new(), HashMap::new());
+    let mut note = |name: &str, failure: JoinError| failed.push(format!("{name}: {}", why(failure)));
+    let mut cases = cases.into_iter();
+    loop {
+        for case in cases.by_ref().take(CASES_AT_ONCE - running.len()) {
+            let harness: Arc<dyn Harness> = Arc::new(empty());
+            let task = running.spawn(async move { case.run(harness).await });
+            names.insert(task.id(), case.name);
+        }
+        match running.join_next().await {
+            Some(Ok(())) => {}
+            Some(Err(failure)) => note(names[&failure.id()], failure),
+            None => break,
         }
     }
     assert!(failed.is_empty(), "{} cases failed:\n{}", failed.len(), failed.join("\n"));
 }
 
-fn why(failure: tokio::task::JoinError) -> String {
+fn why(failure: JoinError) -> String {
     let name = failure.to_string();
     let Ok(panic) = failure.try_into_panic() else { return name };
     match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {

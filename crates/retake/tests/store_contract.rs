@@ -120,9 +120,19 @@ async fn memory_store_keeps_the_contract_of_queues() {
     testkit::run_queue_contract(Memory::new).await;
 }
 
-fn run_histories<H: Harness>(empty: impl Fn() -> H) {
+/// Histories at the same time: a store waits for its disk for most of the time.
+const HISTORIES_AT_ONCE: u32 = 4;
+
+fn run_histories<H: Harness>(empty: impl Fn() -> H + Sync) {
+    std::thread::scope(|scope| {
+        (0..HISTORIES_AT_ONCE).for_each(|_| drop(scope.spawn(|| run_some_histories(&empty))));
+    });
+}
+
+fn run_some_histories<H: Harness>(empty: impl Fn() -> H) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let config = ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() };
+    let cases = 64 / HISTORIES_AT_ONCE;
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let mut runner = TestRunner::new(config);
     let outcome = runner.run(&histories::acts(60), |acts| {
         runtime.block_on(histories::run_history(&empty(), &acts));
