@@ -128,6 +128,9 @@ impl Engine {
 
     /// Applies a plan of a rollback, an edit or another workflow: appends one checkpoint and removes none. Returns it.
     ///
+    /// An execution that workers were to go on with leaves the queue: whoever applied it says when it goes on, by
+    /// [`resume`](Self::resume) or [`enqueue`](Self::enqueue).
+    ///
     /// # Errors
     /// [`EngineError::Irreversible`] where effects outside would be forgotten and the request did not say what to do, or
     /// asks to compensate what cannot be; [`EngineError::Compensated`] where effects that were compensated would stand
@@ -307,6 +310,7 @@ impl Engine {
         Ok(explanation)
     }
 
+    /// Commits a change that a person made, and takes the execution out of the queue.
     pub(super) async fn commit_change(
         &self,
         rest: &AtRest,
@@ -337,7 +341,10 @@ impl Engine {
             }
         };
         checkpoint.workflow = workflow.map(|workflow| new_workflow(&workflow));
-        self.commit(rest, checkpoint).await
+        let head = self.commit(rest, checkpoint).await?;
+        // Whoever changed what is to become of it says when it goes on.
+        self.dequeue(id).await?;
+        Ok(head)
     }
 
     /// Returns the head of an execution that has one, with the execution's name.

@@ -119,7 +119,8 @@ impl Engine {
         enqueued
     }
 
-    /// Takes away the ticket of an execution that somebody stopped, or goes on with by himself.
+    /// Takes away the ticket of an execution that somebody stopped or changed, or goes on with by himself. Where that is
+    /// not done any more, whoever claims it finds out.
     pub(super) async fn dequeue(&self, id: ExecutionId) -> Result<(), EngineError> {
         if let Some(queue) = &self.queue {
             queue.dequeue(id).await?;

@@ -10,7 +10,8 @@ use crate::store::{Cause, NewOperation, OperationRecord, Seq, StoreExt};
 
 impl Engine {
     /// Takes back the last operation that was not taken back yet: a rollback, an edit, a decision or a cancellation.
-    /// Returns the newest point, whose state is the one before that operation. What ran since stays in the history.
+    /// Returns the newest point, whose state is the one before that operation. What ran since stays in the history, and
+    /// nobody goes on with it before somebody says so.
     ///
     /// # Errors
     /// [`EngineError::NothingTo`]; [`EngineError::Irreversible`] as for a rollback; `Pruned`, of the

@@ -138,7 +138,7 @@ impl Bench {
         if matches!(head.first().map(|head| &head.cause), Some(Cause::Approve { .. })) {
             return Ok(None);
         }
-        let is_paused = matches!(head.first().map(|head| &head.cause), Some(Cause::Pause));
+        let is_somebodys = head.first().is_some_and(|head| is_a_persons(&head.cause));
         let workflow = self.engine.workflow_of(record).await?;
         let ctx = self.engine.store().context(record.id, record.head).await?;
         let graph = workflow.graph();
@@ -148,8 +148,8 @@ impl Bench {
                     .get_node_result(&graph.id(node))
                     .is_some_and(|result| result.result == ExecutionResult::Pending)
         });
-        // Where an approval is open, it is what lets it go on; unless somebody said that nothing does.
-        Ok(Some(if asks && !is_paused { Settlement::Held } else { Settlement::Done }))
+        // Where an approval is open, it is what lets it go on; unless somebody is to say so beside that.
+        Ok(Some(if asks && !is_somebodys { Settlement::Held } else { Settlement::Done }))
     }
 
     /// Drives a run, and ends it when the worker ends.
@@ -185,6 +185,34 @@ impl Bench {
             }
         }
         held.forget();
+    }
+}
+
+/// Tells whether what made a point leaves it to a person to go on.
+fn is_a_persons(cause: &Cause) -> bool {
+    match cause {
+        Cause::Pause
+        | Cause::Cancel
+        | Cause::Rollback { .. }
+        | Cause::Undo { .. }
+        | Cause::Redo { .. }
+        | Cause::Edit
+        | Cause::Fork { .. }
+        | Cause::Repair { .. } => true,
+        Cause::Start
+        | Cause::Nodes
+        | Cause::Interval
+        | Cause::Before { .. }
+        | Cause::LongNode { .. }
+        | Cause::Started { .. }
+        | Cause::Retry { .. }
+        | Cause::Manual
+        | Cause::Save
+        | Cause::Resume
+        | Cause::Finish
+        | Cause::Approve { .. }
+        | Cause::Compensate { .. }
+        | Cause::Prune { .. } => false,
     }
 }
 
