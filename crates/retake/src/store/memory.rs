@@ -170,7 +170,7 @@ impl Store for MemoryStore {
         point.place = kept.publish(checkpoint.id, execution_id, point.record.seq);
         let record = kept.require_mut(execution_id)?.push(point, checkpoint);
         if record.cause.is_decision() {
-            kept.desk.call(execution_id, self.clock.elapsed());
+            kept.desk.call(execution_id, fence, self.clock.elapsed());
             self.ring(&mut kept);
         }
         Ok(record)

@@ -120,7 +120,8 @@ pub enum Settlement {
         delay: Duration,
     },
     /// It waits for somebody. A commit whose cause is [`Cause::Approve`](super::Cause::Approve) or
-    /// [`Cause::Cancel`](super::Cause::Cancel) makes it due, and one that waits for its time too.
+    /// [`Cause::Cancel`](super::Cause::Cancel) makes it due, and one that waits for its time too. One without a fence that
+    /// comes before this, while the ticket is claimed, has it due after this: whoever settles may not have seen it.
     Held,
 }
 

@@ -46,6 +46,8 @@ cases![
     settling_twice_changes_nothing,
     settling_a_lost_lease_changes_nothing,
     a_held_ticket_becomes_due_when_its_approval_is_committed_and_by_nothing_else,
+    an_approval_that_comes_before_its_ticket_is_held_makes_it_due,
+    an_approval_by_whoever_claimed_the_ticket_lets_it_be_held,
     an_approval_ends_a_delay,
     a_cancelled_execution_is_given_to_a_worker_once_more,
     an_execution_has_one_ticket_however_often_it_is_enqueued,
@@ -496,6 +498,33 @@ async fn a_held_ticket_becomes_due_when_its_approval_is_committed_and_by_nothing
 }
 
 async fn an_approval_ends_a_delay(trial: Trial) {
+async fn an_approval_that_comes_before_its_ticket_is_held_makes_it_due(trial: Trial) {
+    let id = ticketed(&trial, "a", Ticket::default()).await;
+    let queue = trial.queue().await;
+    let lease = take(&trial).await.lease;
+    // Its worker is late; whoever approves finds nobody at it.
+    trial.pass(TTL + SECOND).await;
+    let mut commit = trial.on(id, 1, set("step", "decided"));
+    commit.checkpoint.cause = approval();
+    queue.commit(commit).await.expect("committed");
+    queue.settle(&lease, Settlement::Held).await.expect("settled by who has not seen it");
+    let claimed = take(&trial).await;
+    assert_eq!((claimed.lease.execution_id, claimed.claims), (id, 1));
+    queue.settle(&claimed.lease, Settlement::Held).await.expect("settled");
+    assert_nothing_is_due(&trial).await;
+}
+
+async fn an_approval_by_whoever_claimed_the_ticket_lets_it_be_held(trial: Trial) {
+    let id = ticketed(&trial, "a", Ticket::default()).await;
+    let queue = trial.queue().await;
+    let lease = take(&trial).await.lease;
+    let mut commit = Commit { fence: Some(lease.fence), ..trial.on(id, 1, set("step", "decided")) };
+    commit.checkpoint.cause = approval();
+    queue.commit(commit).await.expect("committed");
+    queue.settle(&lease, Settlement::Held).await.expect("settled");
+    assert_nothing_is_due(&trial).await;
+}
+
     let id = ticketed(&trial, "a", Ticket::default()).await;
     let lease = take(&trial).await.lease;
     trial.queue().await.settle(&lease, Settlement::Again { delay: LONG }).await.expect("settled");

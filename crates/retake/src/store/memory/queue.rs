@@ -116,10 +116,10 @@ impl Bucket {
 }
 
 impl Desk {
-    /// Makes a ticket due that is held or waits for its time.
-    pub(super) fn call(&mut self, id: ExecutionId, now: Duration) {
+    /// Makes a ticket due that is held or waits for its time, for the sake of what was committed under a fence or none.
+    pub(super) fn call(&mut self, id: ExecutionId, fence: Option<u64>, now: Duration) {
         let Some(slip) = self.slips.get_mut(&id) else { return };
-        match slip.stand {
+        match &mut slip.stand {
             Stand::Held | Stand::Waiting => {
                 slip.stand = Stand::Waiting;
                 slip.due = slip.due.min(now);
@@ -136,6 +136,14 @@ impl Desk {
     /// Removes all that concerns an execution.
     pub(super) fn forget(&mut self, id: ExecutionId) {
         self.slips.remove(&id);
+            // Whoever claimed it and has not settled it yet may not have seen this.
+            Stand::Claimed { after, .. } if fence.is_none() => {
+                slip.due = match after {
+                    After::Again => slip.due.min(now),
+                    After::Settlement => now,
+                };
+                *after = After::Again;
+            }
         self.by_key.retain(|_, kept| *kept != id);
     }
 

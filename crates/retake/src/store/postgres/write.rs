@@ -32,7 +32,7 @@ pub(super) struct Write {
     pub(super) operation: Option<NewOperation>,
     pub(super) workflow: Option<Adoption>,
     pub(super) answers: Vec<Uuid>,
-    /// Whether the execution's ticket is due, if it waits.
+    /// Whether the execution's ticket is due, if it waits, or after its claim, if there is no fence.
     pub(super) is_decision: bool,
 }
 
@@ -183,9 +183,13 @@ pub(super) const FULL: &str = concat!(
         WHERE r.id = ANY ($48::uuid[]) AND r.id = a.id AND r.execution = a.execution
             AND a.execution IN (SELECT key FROM moved)
     ), called AS (
-        UPDATE tickets t SET stand = 'ready', due = least(t.due, moment())
-        WHERE t.execution = ANY ($49::bigint[]) AND t.stand IN ('held', 'delayed')
-            AND t.execution IN (SELECT key FROM moved)
+        UPDATE tickets t SET stand = CASE WHEN t.stand = 'claimed' THEN 'claimed' ELSE 'ready' END,
+            due = CASE WHEN t.stand = 'claimed' THEN t.due ELSE least(t.due, moment()) END,
+            again = CASE WHEN t.stand = 'claimed' THEN least(t.again, moment()) END
+        FROM unnest($1::bigint[], $4::bigint[]) AS i (key, fence)
+        WHERE t.execution = ANY ($49::bigint[]) AND t.execution = i.key AND i.key IN (SELECT key FROM moved)
+            -- Whoever claimed it and has not settled it yet may not have seen what was committed without a fence.
+            AND (t.stand IN ('held', 'delayed') OR t.stand = 'claimed' AND i.fence IS NULL)
     ) SELECT key FROM moved"
 );
 
