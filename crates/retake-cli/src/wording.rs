@@ -227,7 +227,7 @@ pub(crate) fn colour(status: &str) -> Style {
     match status {
         "completed" | "success" | "done" => style.green(),
         "running" | "queued" | "waiting" | "open" => style.blue(),
-        "failed" | "failure" | "stuck" => style.red(),
+        "failed" | "failure" | "stuck" | "lost" => style.red(),
         "stalled" | "paused" | "held" | "started" => style.yellow(),
         _ => style.dimmed(),
     }

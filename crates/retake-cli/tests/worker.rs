@@ -170,7 +170,9 @@ fn a_worker_that_is_told_to_end_finishes_its_nodes_and_hands_over() {
     office.submit("gated.yaml", "otter");
     let mut worker = office.hire(&[]);
     worker.until("taken");
-    assert_eq!(office.json(&["ls", "--workers"]).as_array().unwrap().len(), 1);
+    let workers = office.json(&["ls", "--workers"]);
+    let stand: Vec<&Value> = workers.as_array().unwrap().iter().map(|worker| &worker["stands"]).collect();
+    assert_eq!(stand, ["alive"]);
     let gate = office.reached_gate();
     worker.signal(rustix::process::Signal::TERM);
     worker.until("draining");

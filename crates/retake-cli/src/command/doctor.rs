@@ -4,9 +4,8 @@ mod fix;
 
 use std::process::ExitCode;
 
-use chrono::TimeDelta;
 use clap::Args;
-use retake::store::{FORMAT, QueueDepth, StaleLease, Store, WorkerRecord};
+use retake::store::{FORMAT, QueueDepth, StaleLease, Store, WorkerRecord, WorkerStand};
 use serde_json::{Value, json};
 
 use crate::app::{App, Opened};
@@ -44,7 +43,7 @@ impl Doctor {
             None => {
                 let opened = app.open().await?;
                 let report = opened.store().check().await?;
-                queue = Queueing::look(app, &opened).await?;
+                queue = Queueing::look(&opened).await?;
                 (report, false)
             }
         };
@@ -96,30 +95,26 @@ impl Doctor {
     }
 }
 
-/// How long a worker may say nothing before it is taken for dead.
-const SILENT_AFTER: TimeDelta = TimeDelta::seconds(60);
-
 /// What there is to say of a store's queue.
 struct Queueing {
     /// Queues with runs that nobody takes any more.
     stuck: Vec<QueueDepth>,
     stale: Vec<StaleLease>,
-    silent: Vec<WorkerRecord>,
+    lost: Vec<WorkerRecord>,
 }
 
 impl Queueing {
-    async fn look(app: &App, opened: &Opened) -> Result<Option<Self>, Failure> {
+    async fn look(opened: &Opened) -> Result<Option<Self>, Failure> {
         let Opened::Queue(queue) = opened else { return Ok(None) };
-        let now = app.clock.now();
         let mut stuck = queue.depths().await?;
         stuck.retain(|depth| depth.stuck > 0);
-        let mut silent = queue.workers().await?;
-        silent.retain(|worker| now - worker.seen_at > SILENT_AFTER);
-        Ok(Some(Self { stuck, stale: queue.stale_leases().await?, silent }))
+        let mut lost = queue.workers().await?;
+        lost.retain(|worker| worker.stands == WorkerStand::Lost);
+        Ok(Some(Self { stuck, stale: queue.stale_leases().await?, lost }))
     }
 
     fn document(&self) -> Value {
-        json!({"stuck": self.stuck, "stale_leases": self.stale, "silent_workers": self.silent})
+        json!({"stuck": self.stuck, "stale_leases": self.stale, "lost_workers": self.lost})
     }
 
     fn print(&self, app: &App) {
@@ -133,9 +128,9 @@ impl Queueing {
             let (runs, queue) = (wording::count(*stuck, "run"), wording::plain(queue));
             app.output.line(format!("{runs} in queue {queue} ended every worker that took it"));
         }
-        for WorkerRecord { report, seen_at, .. } in &self.silent {
+        for WorkerRecord { report, seen_at, .. } in &self.lost {
             let (name, age) = (wording::plain(&report.name), wording::age(now, *seen_at));
-            app.output.line(format!("worker {name} was last seen {age}"));
+            app.output.line(format!("worker {name} is lost: it was last seen {age}"));
         }
     }
 }

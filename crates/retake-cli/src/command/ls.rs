@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use retake::execution::{Cost, ExecutionId};
-use retake::store::{ExecutionFilter, ExecutionRecord, TicketRecord, WorkerRecord};
+use retake::store::{ExecutionFilter, ExecutionRecord, TicketRecord, WorkerRecord, WorkerStand};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -79,11 +79,16 @@ fn list_workers(app: &App, workers: &[WorkerRecord]) {
         return;
     }
     let now = app.clock.now();
-    let mut table = Table::new(["WORKER", "VERSION", "QUEUES", "RUNS", "SEEN", "STARTED"]);
-    for WorkerRecord { report, started_at, seen_at } in workers {
+    let mut table = Table::new(["WORKER", "STATUS", "VERSION", "QUEUES", "RUNS", "SEEN", "STARTED"]);
+    for WorkerRecord { report, started_at, seen_at, stands } in workers {
+        let status = match stands {
+            WorkerStand::Alive => Cell::from("alive"),
+            WorkerStand::Lost => Cell::styled("lost", wording::colour("lost")),
+        };
         let queues = if report.queues.is_empty() { "all".to_owned() } else { report.queues.join(", ") };
         table.row([
             (&report.name).into(),
+            status,
             (&report.version).into(),
             queues.into(),
             format!("{} of {}", report.running, report.concurrency).into(),

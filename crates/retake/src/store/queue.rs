@@ -28,6 +28,12 @@ pub const QUEUE_DEFAULT: &str = "default";
 /// on.
 pub const CLAIMS_MAX: u32 = 5;
 
+/// After how long of silence a worker is taken for lost. Workers report every ten seconds.
+pub const WORKER_LOST_AFTER: Duration = Duration::from_secs(30);
+
+/// After how long of silence a worker is forgotten.
+pub const WORKER_FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Largest name of a queue, of something that a worker must be able to do, or of a limited workflow, in bytes.
 pub const QUEUE_NAME_BYTES_MAX: usize = 255;
 
@@ -210,6 +216,19 @@ pub struct WorkerRecord {
     pub started_at: DateTime<Utc>,
     /// When it last said so.
     pub seen_at: DateTime<Utc>,
+    /// How it stands, by the store's time.
+    pub stands: WorkerStand,
+}
+
+/// How a worker stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerStand {
+    /// It says that it lives.
+    Alive,
+    /// It has said nothing for [`WORKER_LOST_AFTER`]: it died, is stopped, or does not reach the store. Others go on with
+    /// what it had when its leases run out.
+    Lost,
 }
 
 /// How a ticket stands, as the next claim would see it.
@@ -353,7 +372,7 @@ pub trait Queue: Store {
     /// Returns how many tickets stand how, by queue, in the order of the names. Costs the tickets.
     async fn depths(&self) -> Result<Vec<QueueDepth>, StoreError>;
 
-    /// Notes that a worker lives, and what it does.
+    /// Notes that a worker lives, and what it does. Removes what is known of those that are forgotten.
     ///
     /// # Errors
     /// [`StoreError::Unstorable`] for its name, its version and its queues as in [`submit`](Self::submit).
@@ -362,7 +381,8 @@ pub trait Queue: Store {
     /// Forgets a worker that has ended. One that is not known is none.
     async fn retire(&self, worker: Uuid) -> Result<(), StoreError>;
 
-    /// Returns the workers that have not retired, newest first. One that died stays until somebody retires it.
+    /// Returns the workers that have not retired, newest first. One that died stands as lost, until somebody retires it or
+    /// [`WORKER_FORGOTTEN_AFTER`] has passed.
     async fn workers(&self) -> Result<Vec<WorkerRecord>, StoreError>;
 
     /// Returns the leases whose time is up and that nobody has taken or given back, those that ran out first at the front.

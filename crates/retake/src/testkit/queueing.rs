@@ -14,7 +14,7 @@ use crate::execution::{ExecutionId, ExecutionState};
 use crate::store::{
     CLAIMS_MAX, Cause, Claim, Claimed, Commit, Conflict, Lease, QUEUE_DEFAULT, QUEUE_NAME_BYTES_MAX, Queue,
     QueueDepth, REQUIRES_MAX, Settlement, StoreError, StoreExt, Submitted, Ticket, TicketRecord, TicketStand,
-    WorkerReport,
+    WORKER_FORGOTTEN_AFTER, WORKER_LOST_AFTER, WorkerReport, WorkerStand,
 };
 
 pub(super) const TTL: Duration = Duration::from_secs(30);
@@ -64,6 +64,7 @@ cases![
     names_that_cannot_be_kept_are_refused,
     any_other_name_is_kept,
     workers_are_known_until_they_retire,
+    a_worker_that_says_nothing_is_lost_and_in_the_end_forgotten,
     stale_leases_are_known_until_somebody_takes_them,
     waiting_ends_when_something_is_enqueued,
     waiting_ends_when_something_was_enqueued_before_it_began,
@@ -497,7 +498,6 @@ async fn a_held_ticket_becomes_due_when_its_approval_is_committed_and_by_nothing
     assert_eq!(take(&trial).await.lease.execution_id, id);
 }
 
-async fn an_approval_ends_a_delay(trial: Trial) {
 async fn an_approval_that_comes_before_its_ticket_is_held_makes_it_due(trial: Trial) {
     let id = ticketed(&trial, "a", Ticket::default()).await;
     let queue = trial.queue().await;
@@ -525,6 +525,7 @@ async fn an_approval_by_whoever_claimed_the_ticket_lets_it_be_held(trial: Trial)
     assert_nothing_is_due(&trial).await;
 }
 
+async fn an_approval_ends_a_delay(trial: Trial) {
     let id = ticketed(&trial, "a", Ticket::default()).await;
     let lease = take(&trial).await.lease;
     trial.queue().await.settle(&lease, Settlement::Again { delay: LONG }).await.expect("settled");
@@ -818,6 +819,27 @@ async fn workers_are_known_until_they_retire(trial: Trial) {
     }
     let left = queue.workers().await.expect("workers");
     assert_eq!(left.iter().map(|worker| worker.report.id).collect::<Vec<_>>(), [report(2).id]);
+}
+
+async fn a_worker_that_says_nothing_is_lost_and_in_the_end_forgotten(trial: Trial) {
+    let queue = trial.queue().await;
+    let seen = async || {
+        let workers = queue.workers().await.expect("workers");
+        workers.iter().map(|worker| (worker.report.id, worker.stands)).collect::<Vec<_>>()
+    };
+    let (silent, other) = (report(1), report(2));
+    queue.report(&silent).await.expect("reported");
+    assert_eq!(seen().await, [(silent.id, WorkerStand::Alive)]);
+    trial.pass(WORKER_LOST_AFTER + SECOND).await;
+    queue.report(&other).await.expect("reported");
+    assert_eq!(seen().await, [(other.id, WorkerStand::Alive), (silent.id, WorkerStand::Lost)]);
+    queue.report(&silent).await.expect("it was stopped, and goes on");
+    assert_eq!(seen().await, [(other.id, WorkerStand::Alive), (silent.id, WorkerStand::Alive)]);
+    trial.pass(WORKER_FORGOTTEN_AFTER + SECOND).await;
+    assert_eq!(seen().await, []);
+    queue.report(&other).await.expect("reported");
+    let workers = queue.workers().await.expect("workers");
+    assert_eq!(workers.iter().map(|worker| worker.report.id).collect::<Vec<_>>(), [other.id]);
 }
 
 async fn stale_leases_are_known_until_somebody_takes_them(trial: Trial) {

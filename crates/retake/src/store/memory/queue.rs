@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::{Execution, Kept, MemoryStore, owner};
@@ -14,8 +14,8 @@ use crate::execution::ExecutionId;
 use crate::store::queue::TIME_MAX;
 use crate::store::{
     CLAIMS_MAX, Claim, Claimed, Lease, Limit, NewCheckpoint, NewExecution, Queue, QueueDepth, Seq,
-    Settlement, StaleLease, StoreError, Submitted, Ticket, TicketRecord, TicketStand, WorkerRecord,
-    WorkerReport,
+    Settlement, StaleLease, StoreError, Submitted, Ticket, TicketRecord, TicketStand, WORKER_FORGOTTEN_AFTER,
+    WORKER_LOST_AFTER, WorkerRecord, WorkerReport, WorkerStand,
 };
 
 /// All that is kept for handing executions out.
@@ -25,7 +25,7 @@ pub(super) struct Desk {
     by_key: HashMap<String, ExecutionId>,
     running: BTreeMap<String, u32>,
     starts: BTreeMap<String, Bucket>,
-    workers: BTreeMap<Uuid, WorkerRecord>,
+    workers: BTreeMap<Uuid, Known>,
     /// How often the bell was rung.
     rings: u64,
     /// What each worker knew when it last claimed all that it could.
@@ -83,6 +83,18 @@ struct Bucket {
     at: Duration,
 }
 
+/// A worker that has reported.
+#[derive(Debug, Clone)]
+struct Known {
+    report: WorkerReport,
+    started_at: DateTime<Utc>,
+    seen_at: DateTime<Utc>,
+}
+
+fn is_silent(seen_at: DateTime<Utc>, now: DateTime<Utc>, time: Duration) -> bool {
+    (now - seen_at).to_std().is_ok_and(|silent| silent > time)
+}
+
 #[derive(Debug)]
 struct Heard {
     rings: u64,
@@ -124,6 +136,14 @@ impl Desk {
                 slip.stand = Stand::Waiting;
                 slip.due = slip.due.min(now);
             }
+            // Whoever claimed it and has not settled it yet may not have seen this.
+            Stand::Claimed { after, .. } if fence.is_none() => {
+                slip.due = match after {
+                    After::Again => slip.due.min(now),
+                    After::Settlement => now,
+                };
+                *after = After::Again;
+            }
             Stand::Stuck | Stand::Claimed { .. } => {}
         }
     }
@@ -136,14 +156,6 @@ impl Desk {
     /// Removes all that concerns an execution.
     pub(super) fn forget(&mut self, id: ExecutionId) {
         self.slips.remove(&id);
-            // Whoever claimed it and has not settled it yet may not have seen this.
-            Stand::Claimed { after, .. } if fence.is_none() => {
-                slip.due = match after {
-                    After::Again => slip.due.min(now),
-                    After::Settlement => now,
-                };
-                *after = After::Again;
-            }
         self.by_key.retain(|_, kept| *kept != id);
     }
 
@@ -520,8 +532,9 @@ impl Queue for MemoryStore {
         worker.checked()?;
         let (mut kept, now) = (self.kept(), self.clock.now());
         let started_at = kept.desk.workers.get(&worker.id).map_or(now, |before| before.started_at);
-        let record = WorkerRecord { report: worker.clone(), started_at, seen_at: now };
-        kept.desk.workers.insert(worker.id, record);
+        kept.desk.workers.retain(|_, known| !is_silent(known.seen_at, now, WORKER_FORGOTTEN_AFTER));
+        let known = Known { report: worker.clone(), started_at, seen_at: now };
+        kept.desk.workers.insert(worker.id, known);
         Ok(())
     }
 
@@ -533,7 +546,19 @@ impl Queue for MemoryStore {
     }
 
     async fn workers(&self) -> Result<Vec<WorkerRecord>, StoreError> {
-        let mut workers: Vec<_> = self.kept().desk.workers.values().cloned().collect();
+        let now = self.clock.now();
+        let record = |known: &Known| {
+            let Known { report, started_at, seen_at } = known.clone();
+            let is_silent = |time| is_silent(seen_at, now, time);
+            let stands = if is_silent(WORKER_LOST_AFTER) { WorkerStand::Lost } else { WorkerStand::Alive };
+            (!is_silent(WORKER_FORGOTTEN_AFTER)).then_some(WorkerRecord {
+                report,
+                started_at,
+                seen_at,
+                stands,
+            })
+        };
+        let mut workers: Vec<_> = self.kept().desk.workers.values().filter_map(record).collect();
         workers.sort_by_key(|worker| Reverse((worker.started_at, worker.report.id)));
         Ok(workers)
     }

@@ -7,13 +7,14 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::super::Shared;
-use super::super::lease::change;
+use super::super::lease::{change, microseconds};
 use super::super::row::{damaged, get};
 use super::text;
 use crate::execution::ExecutionId;
 use crate::store::column::Damage;
 use crate::store::{
-    CLAIMS_MAX, QueueDepth, StaleLease, StoreError, TicketRecord, TicketStand, WorkerRecord, WorkerReport,
+    CLAIMS_MAX, QueueDepth, StaleLease, StoreError, TicketRecord, TicketStand, WORKER_FORGOTTEN_AFTER,
+    WORKER_LOST_AFTER, WorkerRecord, WorkerReport, WorkerStand,
 };
 
 /// As the next claim would see them. `$1`: [`CLAIMS_MAX`].
@@ -47,7 +48,14 @@ FROM (
     FROM tickets t JOIN executions e ON e.key = t.execution WHERE e.id = ANY($2)
 ) s ORDER BY s.id";
 
+/// Nobody waits for another: those that are being forgotten by somebody else are left to that.
 const REPORT: &str = "
+WITH forgotten AS (
+    DELETE FROM workers WHERE id IN (
+        SELECT id FROM workers WHERE seen_at < moment() - $7::bigint * interval '1 microsecond' AND id <> $1
+        FOR UPDATE SKIP LOCKED
+    )
+)
 INSERT INTO workers AS w (id, name, version, queues, concurrency, running, started_at, seen_at)
 VALUES ($1, $2, $3, $4, $5, $6, moment(), moment())
 ON CONFLICT (id) DO UPDATE SET name = excluded.name, version = excluded.version, queues = excluded.queues,
@@ -55,10 +63,12 @@ ON CONFLICT (id) DO UPDATE SET name = excluded.name, version = excluded.version,
 
 const RETIRE: &str = "DELETE FROM workers WHERE id = $1";
 
+/// `$1`: after how many microseconds of silence a worker is lost; `$2`: and forgotten.
 const WORKERS: &str = "
 SELECT id, name, version, queues, concurrency, running, (extract(epoch FROM started_at) * 1000000)::bigint,
-    (extract(epoch FROM seen_at) * 1000000)::bigint
-FROM workers ORDER BY started_at DESC, id DESC";
+    (extract(epoch FROM seen_at) * 1000000)::bigint, seen_at < moment() - $1::bigint * interval '1 microsecond'
+FROM workers WHERE seen_at >= moment() - $2::bigint * interval '1 microsecond'
+ORDER BY started_at DESC, id DESC";
 
 const STALE: &str = "
 SELECT e.id, e.name, e.owner, (extract(epoch FROM e.lease_until) * 1000000)::bigint
@@ -124,7 +134,7 @@ pub(super) async fn report(shared: &Shared, worker: &WorkerReport) -> Result<(),
     let (concurrency, running) = (i64::from(*concurrency), i64::from(*running));
     let (name, version) = (name.as_bytes(), version.as_bytes());
     let values: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
-        &[id, &name, &version, &queues, &concurrency, &running];
+        &[id, &name, &version, &queues, &concurrency, &running, &microseconds(WORKER_FORGOTTEN_AFTER)];
     change(shared, "reporting a worker", REPORT, values).await.map(|_| ())
 }
 
@@ -134,7 +144,8 @@ pub(super) async fn retire(shared: &Shared, worker: Uuid) -> Result<(), StoreErr
 }
 
 pub(super) async fn workers(shared: &Shared) -> Result<Vec<WorkerRecord>, StoreError> {
-    let rows = shared.db.query("reading workers", WORKERS, &[]).await?;
+    let (lost, forgotten) = (microseconds(WORKER_LOST_AFTER), microseconds(WORKER_FORGOTTEN_AFTER));
+    let rows = shared.db.query("reading workers", WORKERS, &[&lost, &forgotten]).await?;
     let workers = rows.iter().map(worker).collect::<Result<_, _>>();
     workers.map_err(|why| damaged("a worker".to_owned(), why))
 }
@@ -150,7 +161,8 @@ fn worker(row: &Row) -> Result<WorkerRecord, Damage> {
         concurrency: number(4)?,
         running: number(5)?,
     };
-    Ok(WorkerRecord { report, started_at: time(row, 6)?, seen_at: time(row, 7)? })
+    let stands = if get(row, 8)? { WorkerStand::Lost } else { WorkerStand::Alive };
+    Ok(WorkerRecord { report, started_at: time(row, 6)?, seen_at: time(row, 7)?, stands })
 }
 
 pub(super) async fn stale_leases(shared: &Shared) -> Result<Vec<StaleLease>, StoreError> {
