@@ -78,7 +78,8 @@ pub struct PostgresOptions {
     /// How long a write goes on trying where the connection is lost, after which it finds out whether it was done. Then it
     /// fails, and nobody knows.
     pub outage_max: Duration,
-    /// How long a statement waits for what another transaction has locked.
+    /// How long a statement waits for what another transaction has locked, and at most half of `call_timeout`. A write tries
+    /// again as long as that leaves it within `call_timeout`.
     pub lock_timeout: Duration,
     /// After how long of silence within a transaction the server ends it: its process may be stopped.
     pub idle_transaction_timeout: Duration,
@@ -101,6 +102,13 @@ impl Default for PostgresOptions {
             unacknowledged_timeout: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(2),
         }
+    }
+}
+
+impl PostgresOptions {
+    /// Returns how long a statement waits for a lock: less than a call may take, so that the server can say what it was.
+    fn lock_wait(&self) -> Duration {
+        self.lock_timeout.min(self.call_timeout / 2)
     }
 }
 

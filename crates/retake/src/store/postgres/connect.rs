@@ -160,7 +160,7 @@ impl Drop for Connection {
 /// empty is the worst for those that have grown since.
 fn session(schema: &str, options: &PostgresOptions) -> String {
     let call = options.call_timeout.as_millis();
-    let lock = options.lock_timeout.as_millis();
+    let lock = options.lock_wait().as_millis();
     let idle = options.idle_transaction_timeout.as_millis();
     let silence = options.unacknowledged_timeout.as_millis();
     let keepalive = options.keepalive_interval.as_secs().max(1);

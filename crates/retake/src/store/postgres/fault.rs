@@ -86,19 +86,32 @@ pub(super) fn is_passing(error: &StoreError) -> bool {
     said(error).is_some_and(|said| codes.contains(&said.code))
 }
 
+/// Tells whether a statement waited in vain for what another session has locked. Nothing of it was done.
+pub(super) fn is_locked(error: &StoreError) -> bool {
+    said(error).is_some_and(|said| said.code == SqlState::LOCK_NOT_AVAILABLE)
+}
+
 /// Returns what the server said, where an error is of it.
 pub(super) fn said(error: &StoreError) -> Option<&Said> {
     error.below()?.downcast_ref()
 }
 
+/// What there is to do where a lock is held for long. The server does not say by whom.
+const WHO_LOCKS: &str = "another session keeps a table or a row of the store locked: `SELECT pid, usename, state, query FROM \
+    pg_stat_activity JOIN pg_locks USING (pid) WHERE granted AND relation IS NOT NULL` lists whose; end it, or wait";
+
 fn of_the_server(location: &str, action: &'static str, error: &DbError) -> Fault {
+    let code = error.code();
+    let hint = match *code {
+        SqlState::LOCK_NOT_AVAILABLE => Some(WHO_LOCKS.to_owned()),
+        _ => error.hint().map(str::to_owned),
+    };
     let said = Arc::new(Said {
-        code: error.code().clone(),
+        code: code.clone(),
         constraint: error.constraint().map(str::to_owned),
         message: error.message().to_owned(),
-        hint: error.hint().map(str::to_owned),
+        hint,
     });
-    let code = error.code();
     let class = code.code().get(..2).unwrap_or_default();
     // The tables have changed under a prepared statement, or something between here and the server has dropped it.
     let is_stale = *code == SqlState::INVALID_SQL_STATEMENT_NAME
@@ -167,10 +180,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_passes_by_itself_may_be_tried_again() {
-        // Deadlock, serialization, too many connections, out of memory, a lock that is held, shutting down, starting, a
-        // statement that took too long, a failure of the system.
-        for code in ["40P01", "40001", "53300", "53200", "55P03", "57P01", "57P03", "57014", "58030", "08006"]
-        {
+        // Deadlock, serialization, too many connections, out of memory, shutting down, starting, a statement that took too
+        // long, a failure of the system.
+        for code in ["40P01", "40001", "53300", "53200", "57P01", "57P03", "57014", "58030", "08006"] {
             let error = failure(code).await;
             assert!(matches!(error, StoreError::Io { action: "writing", .. }), "{error:?}");
             assert!(error.is_retryable(), "{code}");

@@ -1,10 +1,11 @@
 //! What a write does where the connection is lost: it waits for the server, within a bound, and looks whether it was done.
+//! Where somebody else has locked the tables, it waits for that as well, within the bound of a call.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::PostgresOptions;
+use super::{PostgresOptions, fault};
 use crate::store::StoreError;
 
 /// Pauses begin with this, and double.
@@ -19,12 +20,16 @@ pub(super) struct Outage {
     bound: Duration,
     /// When it is given up; `None` where all has been well.
     until: Option<Instant>,
+    /// After this no other try waits for what somebody else has locked.
+    locked_until: Instant,
     pause: Duration,
 }
 
 impl Outage {
     pub(super) fn new(options: &PostgresOptions) -> Self {
-        Self { bound: options.outage_max, until: None, pause: PAUSE_MIN }
+        let patience = options.call_timeout.saturating_sub(options.lock_wait());
+        let locked_until = Instant::now() + patience;
+        Self { bound: options.outage_max, until: None, locked_until, pause: PAUSE_MIN }
     }
 
     /// Tells whether an answer was lost, so that nobody knows what was done.
@@ -51,6 +56,14 @@ impl Outage {
             | StoreError::Full { .. } => false,
         };
         let now = Instant::now();
+        // Each try has waited already; and the server did nothing, and said so.
+        if fault::is_locked(&error) {
+            if now >= self.locked_until {
+                return Err(error);
+            }
+            sleep(PAUSE_MIN).await;
+            return Ok(());
+        }
         let until = *self.until.get_or_insert(now + self.bound);
         if !passes || now + self.pause >= until {
             return Err(error);
