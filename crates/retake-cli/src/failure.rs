@@ -158,9 +158,10 @@ impl From<StoreError> for Failure {
                 (Code::Conflict, Some("end the other retake processes, then try again"))
             }
             StoreError::Conflict(_) => (Code::Conflict, Some("look at `retake log RUN`, then try again")),
-            StoreError::Corrupt { .. } => {
-                (Code::Store, Some("`retake doctor --fix --dry-run` says what can be kept and what is lost"))
-            }
+            StoreError::Corrupt { .. } => (
+                Code::Store,
+                Some("`retake doctor --fix --dry-run` says what can be kept, or what else to do"),
+            ),
             StoreError::Key { .. } => (
                 Code::Store,
                 Some("`--key` or RETAKE_KEY names the place of the key; without either there is none"),

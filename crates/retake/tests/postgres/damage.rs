@@ -1,6 +1,8 @@
 //! Damaged rows: found, named, and never returned as data.
 
-use retake::store::{Ask, ExecutionFilter, HistoryPage, NewOperation, Request, StoreError};
+use retake::store::{
+    Ask, ExecutionFilter, FeedPage, HistoryPage, NewOperation, Request, Since, StoreError, StoreExt,
+};
 use retake::testkit::postgres::PostgresSchema;
 
 use super::*;
@@ -193,6 +195,31 @@ async fn rows_that_are_gone_or_moved_are_found() {
         let back = each("DELETE FROM @; INSERT INTO @ SELECT * FROM kept_@; DROP TABLE kept_@; ");
         schema.run(&format!("SET session_replication_role = replica; {back}")).await;
     }
+    sound(&store).await;
+}
+
+/// There is no repair on a server: what is damaged can at least be removed, so that the others can be listed again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_execution_is_named_by_whoever_lists_all_and_can_be_removed() {
+    let schema = PostgresSchema::new();
+    let store = schema.store().await;
+    let (damaged, other) = (begin(&store, "damaged").await, begin(&store, "other").await);
+    schema.run("UPDATE executions SET head = head + 1 WHERE name = 'damaged'").await;
+    let all = ExecutionFilter::default();
+    let page = FeedPage { since: Since::Start, execution: None, limit: 10 };
+    for error in [store.executions(&all).await.unwrap_err(), store.feed(page).await.unwrap_err()] {
+        let StoreError::Corrupt { record, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(*record, format!("execution {damaged}"));
+    }
+    assert_eq!(store.require(other).await.unwrap().name, "other");
+
+    schema.run("UPDATE executions SET owner = 'me', lease_until = now() + interval '1 hour'").await;
+    let error = store.delete(damaged).await.unwrap_err();
+    assert!(matches!(error, StoreError::Corrupt { .. }), "somebody advances it: {error:?}");
+    schema.run("UPDATE executions SET owner = NULL, lease_until = NULL").await;
+    assert_eq!(store.delete(damaged).await.unwrap(), 1);
+    let left: Vec<_> = store.executions(&all).await.unwrap().iter().map(|execution| execution.id).collect();
+    assert_eq!(left, [other]);
     sound(&store).await;
 }
 

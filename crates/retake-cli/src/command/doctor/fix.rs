@@ -19,7 +19,8 @@ const RANGES_MAX: usize = 8;
 pub(super) fn execute(app: &App, is_dry_run: bool) -> Result<ExitCode, Failure> {
     if app.is_on_a_server()? {
         let message = "a store on a PostgreSQL server cannot be repaired from outside";
-        let hint = "restore the database from a backup (`pg_restore`, or the server's write-ahead log), then look again";
+        let hint = "restore the database from a backup (`pg_restore`, or the server's write-ahead log), then look again; \
+                    `retake rm ID` removes a run whose own record is damaged";
         return Err(Failure::new(Code::Usage, message).hint(hint));
     }
     let Some(path) = app.store_file()? else {

@@ -397,9 +397,7 @@ pub(super) async fn delete(shared: &Shared, id: ExecutionId) -> Result<usize, St
 async fn attempt_delete(shared: &Shared, id: ExecutionId) -> Result<usize, StoreError> {
     let mut transaction = shared.db.transaction("deleting").await?;
     let Some(found) = transaction.optional(LOCKED_TO_GO, &[&id]).await? else { return Ok(0) };
-    let execution = ExecutionRow::read(&found)?;
-    execution.check_free()?;
-    let key = execution.key;
+    let key = ExecutionRow::key_to_go(&found)?;
     let gone = transaction
         .query_all(&[
             ("DELETE FROM checkpoints WHERE execution = $1 RETURNING delta", &[&key]),

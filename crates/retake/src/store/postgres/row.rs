@@ -217,6 +217,22 @@ impl ExecutionRow {
         })
     }
 
+    /// Returns the key of an execution that is to go. That its row is damaged is no reason to keep it, unless somebody
+    /// advances it.
+    pub(super) fn key_to_go(row: &Row) -> Result<i64, StoreError> {
+        let damage = match Self::read(row) {
+            Ok(execution) => {
+                execution.check_free()?;
+                return Ok(execution.key);
+            }
+            Err(damage) => damage,
+        };
+        match (get(row, 0), get(row, 24)) {
+            (Ok(key), Ok(false)) => Ok(key),
+            (_, Ok(true)) | (Err(_), _) | (_, Err(_)) => Err(damage),
+        }
+    }
+
     pub(super) fn check_fence(&self, ours: u64) -> Result<(), Conflict> {
         if ours == self.fence {
             return Ok(());
