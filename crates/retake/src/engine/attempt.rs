@@ -12,12 +12,14 @@ use tracing::Instrument;
 use super::context::{Action, NodeContext, Notes, Task};
 use super::event::Event;
 use super::handler::Failure;
+use super::held::Hold;
 use super::trace::{self, NodeSpan};
 use super::{Handler, NodeError};
 use crate::clock::Clock;
 use crate::execution::{
     ExecutionResult, NodeExecutionResult, NodeMetrics, Unstorable, Write, WriteOp, check_value, dismantle,
 };
+use crate::store::StoreError;
 use crate::workflow::{NodeKind, Retry, Template, Wait, Workflow, parse_duration};
 
 /// How an attempt at a node ended.
@@ -27,6 +29,8 @@ pub(super) enum Attempted {
     Ended(Box<Ended>),
     /// It failed, and another attempt follows.
     Again(Box<BackOff>),
+    /// It did not begin: nobody knows whether the lease holds, or somebody else has it.
+    Lost(StoreError),
 }
 
 /// A node that has ended.
@@ -93,11 +97,11 @@ pub(super) fn wanted(workflow: &Workflow, task: &Task) -> (Result<bool, String>,
 }
 
 /// Runs a counter-action to its end. Dropping the future ends the work.
-pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Attempted {
+pub(super) async fn run(start: Start, clock: Arc<dyn Clock>, hold: Option<Hold>) -> Attempted {
     let mut start = start;
     let mut paid = NodeMetrics::default();
     loop {
-        match once(start, Arc::clone(&clock)).await {
+        match once(start, Arc::clone(&clock), hold.clone()).await {
             Attempted::Again(again) => {
                 let BackOff { start: next, delay, error, paid: cost } = *again;
                 paid = paid.followed_by(cost);
@@ -110,21 +114,32 @@ pub(super) async fn run(start: Start, clock: Arc<dyn Clock>) -> Attempted {
                 let paid = Some(paid.followed_by(ended.paid.clone().unwrap_or_default()));
                 return Attempted::Ended(Box::new(Ended { paid, ..*ended }));
             }
+            Attempted::Lost(error) => return Attempted::Lost(error),
         }
     }
 }
 
-/// Makes one attempt at a node, in the node's span. Dropping the future ends the work.
-pub(super) fn once(start: Start, clock: Arc<dyn Clock>) -> impl Future<Output = Attempted> + use<> {
+/// Makes one attempt at a node under a lease, in the node's span. Dropping the future ends the work.
+pub(super) fn once(
+    start: Start,
+    clock: Arc<dyn Clock>,
+    hold: Option<Hold>,
+) -> impl Future<Output = Attempted> + use<> {
     let within = start.span.span().clone();
-    attempt(start, clock).instrument(within)
+    attempt(start, clock, hold).instrument(within)
 }
 
-async fn attempt(start: Start, clock: Arc<dyn Clock>) -> Attempted {
+async fn attempt(start: Start, clock: Arc<dyn Clock>, hold: Option<Hold>) -> Attempted {
     let node = start.task.workflow.node(start.task.node);
     let (attempt, started_at) = (start.attempt, start.started_at);
     start.task.events.tell(|| started(&start.task, attempt)).await;
     let ctx = NodeContext::new(start.task.clone(), attempt, start.notes.clone());
+    // As late as can be: this process may have been stopped since the attempt was planned.
+    if let Some(hold) = hold
+        && let Err(error) = hold.confirm().await
+    {
+        return Attempted::Lost(error);
+    }
     let work = async {
         match &start.handler {
             Some(handler) => handler.handle(ctx.clone()).await,

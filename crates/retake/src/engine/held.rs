@@ -41,6 +41,14 @@ pub(super) struct Held {
 struct Keeper {
     task: AbortHandle,
     lost: watch::Receiver<Option<StoreError>>,
+    hold: Hold,
+}
+
+/// A lease that is being renewed, for those who begin something under it.
+#[derive(Debug, Clone)]
+pub(super) struct Hold {
+    store: Arc<dyn Store>,
+    lease: Lease,
     clock: Arc<dyn Clock>,
     /// When the lease was last known to hold, in elapsed time.
     confirmed: Arc<Mutex<Duration>>,
@@ -71,20 +79,24 @@ impl Held {
     pub(super) fn keep(&mut self, clock: &Arc<dyn Clock>) {
         let Some(lease) = self.lease.clone() else { return };
         let (losing, lost) = watch::channel(None);
-        let confirmed = Arc::new(Mutex::new(self.since));
-        let keeping = Keeping {
+        let hold = Hold {
             store: Arc::clone(&self.store),
             lease,
             clock: Arc::clone(clock),
-            confirmed: Arc::clone(&confirmed),
+            confirmed: Arc::new(Mutex::new(self.since)),
         };
+        let kept = hold.clone();
         let task = tokio::spawn(async move {
-            let error = keeping.until_lost().await;
+            let error = kept.until_lost().await;
             // Whoever held it may be gone.
             let _gone = losing.send(Some(error));
         });
-        let task = task.abort_handle();
-        self.keeper = Some(Keeper { task, lost, clock: Arc::clone(clock), confirmed });
+        self.keeper = Some(Keeper { task: task.abort_handle(), lost, hold });
+    }
+
+    /// Returns the lease, where it is being renewed.
+    pub(super) fn hold(&self) -> Option<Hold> {
+        self.keeper.as_ref().map(|keeper| keeper.hold.clone())
     }
 
     /// Waits until the lease is lost, and says how that shows. Never ends while it holds.
@@ -98,20 +110,6 @@ impl Held {
             Some(error) => error,
             None => std::future::pending().await,
         }
-    }
-
-    /// Makes sure that the lease holds, where it is so long since that was known that somebody else may have it: this
-    /// process was stopped, or its machine slept. To be called before anything new is begun.
-    pub(super) async fn confirm(&self) -> Result<(), StoreError> {
-        let (Some(lease), Some(keeper)) = (&self.lease, &self.keeper) else { return Ok(()) };
-        let known_for = keeper.clock.elapsed().saturating_sub(*lock(&keeper.confirmed));
-        if known_for < lease.ttl {
-            return Ok(());
-        }
-        let now = keeper.clock.elapsed();
-        self.store.renew(lease).await?;
-        *lock(&keeper.confirmed) = now;
-        Ok(())
     }
 
     /// Settles the claim that the lease came with, which gives the lease back.
@@ -162,15 +160,20 @@ impl Drop for Held {
     }
 }
 
-/// The renewals of a lease.
-struct Keeping {
-    store: Arc<dyn Store>,
-    lease: Lease,
-    clock: Arc<dyn Clock>,
-    confirmed: Arc<Mutex<Duration>>,
-}
+impl Hold {
+    /// Makes sure that the lease holds, where it is so long since that was known that somebody else may have it: this
+    /// process was stopped, or its machine slept. To be called right before anything new is begun; costs a look at the clock.
+    pub(super) async fn confirm(&self) -> Result<(), StoreError> {
+        let known_for = self.clock.elapsed().saturating_sub(*lock(&self.confirmed));
+        if known_for < self.lease.ttl {
+            return Ok(());
+        }
+        let now = self.clock.elapsed();
+        self.store.renew(&self.lease).await?;
+        *lock(&self.confirmed) = now;
+        Ok(())
+    }
 
-impl Keeping {
     /// Renews the lease in time, until somebody else has it.
     async fn until_lost(self) -> StoreError {
         let every = self.lease.ttl / RENEWALS_PER_TTL;
@@ -242,7 +245,7 @@ mod tests {
         clock.advance(LEASE_TTL * 2);
         store.lease(id, LEASE_TTL).await.unwrap();
         held.keep(&shared);
-        let error = held.confirm().await.unwrap_err();
+        let error = held.hold().unwrap().confirm().await.unwrap_err();
         assert!(matches!(error, StoreError::Conflict(Conflict::Fenced { ours: 1, found: 2, .. })), "{error}");
     }
 }

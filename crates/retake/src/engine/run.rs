@@ -273,6 +273,7 @@ impl Run {
                         Some(turn) => self.compensated(turn, *ended).await?,
                         None => self.record(*ended).await?,
                     },
+                    Ok(Attempted::Lost(error)) => return Err(error.into()),
                     Err(error) if error.is_cancelled() => {}
                     Err(error) => std::panic::resume_unwind(error.into_panic()),
                 },
@@ -322,7 +323,6 @@ impl Run {
     }
 
     async fn start(&mut self, node: usize) -> Result<(), EngineError> {
-        self.held.confirm().await?;
         let workflow = Arc::clone(&self.workflow);
         let (name, id) = (workflow.graph().name(node), workflow.graph().id(node));
         let task = self.task(node);
@@ -390,7 +390,7 @@ impl Run {
 
     fn begin(&mut self, start: Start) {
         let node = start.task.node;
-        let handle = self.tasks.spawn(attempt::once(start, Arc::clone(&self.engine.clock)));
+        let handle = self.tasks.spawn(attempt::once(start, Arc::clone(&self.engine.clock), self.held.hold()));
         self.running.insert(node, handle);
     }
 

@@ -1,7 +1,8 @@
 //! Runs that lose their lease: a process that was stopped for longer than the lease holds, and goes on.
 
+use futures_util::FutureExt;
 use retake::clock::ManualClock;
-use retake::engine::LEASE_TTL;
+use retake::engine::{LEASE_TTL, Secrets};
 use retake::store::{Lease, Store};
 
 use super::*;
@@ -98,6 +99,48 @@ async fn a_run_whose_lease_has_passed_on_saves_nothing_and_starts_nothing() {
         assert_eq!(record.head, 1, "nothing was saved");
         assert!(record.leased_by.is_some(), "the new holder keeps its lease");
     }
+}
+
+/// Has the lease run out and pass to somebody else when a secret is looked for, once that has been asked for.
+#[derive(Debug)]
+struct Takeover {
+    clock: Arc<ManualClock>,
+    store: Arc<MemoryStore>,
+    of: Mutex<Option<retake::ExecutionId>>,
+}
+
+impl Secrets for Takeover {
+    fn secret(&self, _name: &str) -> Option<String> {
+        if let Some(id) = self.of.lock().unwrap().take() {
+            self.clock.advance(LEASE_TTL * 2);
+            self.store.lease(id, LEASE_TTL).now_or_never().unwrap().unwrap();
+        }
+        Some("word".to_owned())
+    }
+}
+
+#[tokio::test]
+async fn a_node_does_not_begin_where_the_lease_has_passed_on_while_it_was_planned() {
+    let clock = Arc::new(ManualClock::default());
+    let store = Arc::new(MemoryStore::with_clock(Arc::clone(&clock) as _));
+    let takeover = Takeover { clock: Arc::clone(&clock), store: Arc::clone(&store), of: Mutex::default() };
+    let (journal, secrets) = (Journal::default(), Arc::new(takeover));
+    let armed = Arc::clone(&secrets);
+    let registry = journal.registry().with("arm", move |ctx: NodeContext| {
+        *armed.of.lock().unwrap() = Some(ctx.execution_id());
+        async { Ok::<_, NodeError>("armed") }
+    });
+    let engine = Engine::new(store).with_registry(registry).with_clock(clock).with_secrets(secrets);
+    let workflow = Workflow::builder("planned")
+        .checkpoints(every(CheckpointFrequency::Manual))
+        .node("a", Node::call("arm"))
+        // Its condition is looked at on the way.
+        .node("b", work().needs(["a"]).when("secrets.WORD == 'word'"))
+        .build()
+        .unwrap();
+    let run = engine.start(Arc::new(workflow), Start::default()).await.unwrap();
+    assert_fenced(run.drive().await);
+    assert_eq!(journal.ran(), Vec::<String>::new());
 }
 
 #[tokio::test(start_paused = true)]

@@ -74,7 +74,6 @@ impl Run {
         if self.compensating.is_some() || self.is_ending() || self.uncompensated.is_some() {
             return Ok(true);
         }
-        self.held.confirm().await?;
         // What is marked already, somebody said to run again.
         if compensation.stage != CompensationStage::Started {
             compensation::reach(&mut self.ctx, turn, CompensationStage::Started);
@@ -109,7 +108,7 @@ impl Run {
             until: None,
             has_rested: false,
         };
-        self.tasks.spawn(attempt::run(start, clock));
+        self.tasks.spawn(attempt::run(start, clock, self.held.hold()));
         self.compensating = Some(turn);
         Ok(true)
     }

@@ -53,7 +53,6 @@ impl Run {
     /// Makes the next attempt at a node that has rested.
     pub(super) async fn try_again(&mut self, node: usize) -> Result<(), EngineError> {
         let Some(start) = self.resting.remove(&node) else { return Ok(()) };
-        self.held.confirm().await?;
         // Whoever reads that it rests takes its effect for one that has not happened.
         if self.workflow.node(node).effect == Effect::External {
             let id = self.workflow.graph().id(node);
