@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::Args;
-use retake::store::{QUEUE_DEFAULT, Ticket};
+use retake::store::{QUEUE_DEFAULT, Ticket, TicketRecord};
 use retake::workflow::parse_duration;
 
 use crate::app::App;
@@ -17,11 +17,11 @@ pub(crate) struct Detach {
     #[arg(long)]
     pub(crate) detach: bool,
 
-    /// With --detach: the queue to wait in
+    /// With --detach: the queue to wait in; without it `default`, or the one that a resumed run waits in already
     #[arg(long, requires = "detach", value_name = "QUEUE")]
     queue: Option<String>,
 
-    /// With --detach: those with a higher number are taken first
+    /// With --detach: those with a higher number are taken first; without it 0, or that of a resumed run that waits already
     #[arg(long, requires = "detach", value_name = "N", allow_negative_numbers = true)]
     priority: Option<i32>,
 
@@ -35,13 +35,17 @@ pub(crate) struct Detach {
 }
 
 impl Detach {
-    /// Returns the ticket that was asked for.
-    pub(crate) fn ticket(&self, now: DateTime<Utc>) -> Ticket {
-        let until_then = self.at.and_then(|at| (at - now).to_std().ok());
+    /// Returns the ticket that was asked for. What was not named stays as the ticket says that the run has, if it has one.
+    pub(crate) fn ticket(&self, now: DateTime<Utc>, before: Option<TicketRecord>) -> Ticket {
+        let (queue, priority, due_at) = match before {
+            Some(TicketRecord { queue, priority, due_at, .. }) => (queue, priority, due_at),
+            None => (QUEUE_DEFAULT.to_owned(), 0, None),
+        };
+        let until = |moment: DateTime<Utc>| (moment - now).to_std().unwrap_or(Duration::ZERO);
         Ticket {
-            queue: self.queue.clone().unwrap_or_else(|| QUEUE_DEFAULT.to_owned()),
-            priority: self.priority.unwrap_or_default(),
-            delay: self.delay.or(until_then).unwrap_or(Duration::ZERO),
+            queue: self.queue.clone().unwrap_or(queue),
+            priority: self.priority.unwrap_or(priority),
+            delay: self.delay.or(self.at.or(due_at).map(until)).unwrap_or(Duration::ZERO),
             ..Ticket::default()
         }
     }

@@ -256,6 +256,29 @@ fn what_is_stopped_while_it_waits_leaves_the_queue_and_resumes_there() {
 }
 
 #[test]
+fn a_run_that_is_resumed_keeps_its_place_but_for_what_is_named() {
+    let office = Office::new();
+    office.place.write("chain.yaml", CHAIN);
+    let urgent = ["--queue", "mail", "--priority", "7", "--delay", "1h"];
+    office.json(&[&["run", "chain.yaml", "--detach", "--name", "otter"], &urgent[..]].concat());
+    let place = || {
+        let ticket = &office.json(&["ls"])[0]["ticket"];
+        let is_later = ticket["due_at"].is_string();
+        (ticket["queue"].clone(), ticket["priority"].clone(), is_later)
+    };
+    assert_eq!(office.json(&["resume", "otter", "--detach"])["queue"], "mail");
+    assert_eq!(place(), (json!("mail"), json!(7), true));
+    office.json(&["resume", "otter", "--detach", "--priority", "-1"]);
+    assert_eq!(place(), (json!("mail"), json!(-1), true));
+    office.json(&["resume", "otter", "--detach", "--queue", "slow", "--delay", "0s"]);
+    assert_eq!(place(), (json!("slow"), json!(-1), false));
+    // Who pauses a run takes it out of its queue.
+    office.json(&["pause", "otter"]);
+    office.json(&["resume", "otter", "--detach"]);
+    assert_eq!(place(), (json!("default"), json!(0), false));
+}
+
+#[test]
 fn a_limit_of_a_queue_is_kept_by_all_workers_until_it_is_lifted() {
     let office = Office::new();
     office.place.write("gated.yaml", GATED);

@@ -8,7 +8,7 @@ use clap::Args;
 use owo_colors::OwoColorize;
 use retake::engine::{Effects, Engine, EngineError, Plan, Redefine, Resume as Request, address};
 use retake::execution::ExecutionState;
-use retake::store::{ExecutionRecord, StoreExt};
+use retake::store::{ExecutionRecord, StoreExt, TicketRecord};
 use retake::workflow::Workflow;
 use serde_json::json;
 
@@ -27,6 +27,10 @@ use crate::{inputs, question, wording};
 /// What is done is not run again; what failed, or was running when the run stopped, is. The run keeps the definition
 /// that it was started with, whatever has become of the file, unless --def names another: then nodes that are the same
 /// in both keep their results, and what changed, and what depends on that, runs again.
+///
+/// With --detach, a run that still has a place in a queue keeps queue and priority, and the time that it waits for, except
+/// for what --queue, --priority, --delay and --at name. One that has ended, failed or was paused has none any more, and
+/// begins anew: `default`, 0, at once.
 ///
 /// Exit codes: those of `run`, 3 no such run, 4 somebody else advances it, 7 a node may have taken effect already.
 #[derive(Debug, Args)]
@@ -114,7 +118,7 @@ impl Resume {
         run: &ExecutionRecord,
         request: Request,
     ) -> Result<ExitCode, Failure> {
-        let ticket = self.detach.ticket(app.clock.now());
+        let ticket = self.detach.ticket(app.clock.now(), ticket_of(engine, run).await?);
         let (state, head) = engine.enqueue(run.id, ticket.clone(), request).await?;
         if app.output.json {
             app.output.event(&json!({
@@ -212,6 +216,14 @@ impl Resume {
                 ))
         })
     }
+}
+
+/// Returns the ticket that a run has. When it is due counts only while it goes on by itself: what stopped it since, a
+/// rollback or an edit, left behind what it waited for.
+async fn ticket_of(engine: &Engine, run: &ExecutionRecord) -> Result<Option<TicketRecord>, Failure> {
+    let ticket = engine.queue()?.tickets(&[run.id]).await?.pop();
+    let is_running = engine.store().require(run.id).await?.state == ExecutionState::Running;
+    Ok(ticket.map(|ticket| TicketRecord { due_at: ticket.due_at.filter(|_| is_running), ..ticket }))
 }
 
 /// Returns names without those that were given before.
