@@ -123,6 +123,16 @@ fn show_of_a_node_says_what_it_read_and_whether_that_has_changed() {
 }
 
 #[test]
+fn show_of_a_node_names_the_key_under_which_its_work_is_known_outside() {
+    let place = Place::with_sent_letter("otter");
+    let key = place.json(&["show", "otter", "send"])["idempotency_key"].as_str().unwrap().to_owned();
+    let shown = place.text(&["show", "otter", "send"]);
+    assert!(shown.contains(&format!("\nidempotency key {key}\n")), "{shown}");
+    // Nobody outside has heard of what only sets variables.
+    assert!(!place.text(&["show", "otter", "draft"]).contains("idempotency key"));
+}
+
+#[test]
 fn what_is_not_there_is_refused_with_a_hint() {
     let place = Place::with_letter("otter");
     place.start("beaver");

@@ -12,7 +12,7 @@ use retake::execution::{
     node_id, usd,
 };
 use retake::store::{Origin, StoreExt, TicketRecord};
-use retake::workflow::Workflow;
+use retake::workflow::{NodeKind, Workflow};
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
@@ -106,6 +106,15 @@ impl Shown {
             Failure::new(Code::NotFound, format!("run `{run}` has no node `{}`", wording::plain(name)))
                 .hint(format!("its nodes are {}", nodes.join(", ")))
         })
+    }
+
+    /// Tells whether the node's work may be known outside, by its idempotency key.
+    fn acts_outside(&self, name: &str) -> bool {
+        let nodes = self.workflow.as_ref().map(|workflow| &workflow.definition().nodes);
+        match nodes.and_then(|nodes| nodes.get(name)).map(|node| &node.kind) {
+            Some(NodeKind::Set(_) | NodeKind::Wait(_) | NodeKind::Approval(_)) => false,
+            Some(NodeKind::Run(_) | NodeKind::Http(_) | NodeKind::Llm(_) | NodeKind::Call(_)) | None => true,
+        }
     }
 
     fn document(&self) -> Value {
@@ -290,6 +299,13 @@ impl Shown {
             times.push(format!("cost {}", wording::money(cost.as_deref())));
         }
         app.output.line(times.join(", ").dimmed().to_string());
+        if let Some(key) = result.idempotency_key.as_ref().filter(|_| self.acts_outside(name)) {
+            app.output.line(format!("idempotency key {}", wording::plain(key)).dimmed().to_string());
+        }
+        for Compensation { stage, idempotency_key, .. } in self.compensations().filter(|due| due.node == name) {
+            let key = wording::plain(idempotency_key);
+            app.output.line(format!("counter-action {}, idempotency key {key}", stage.name()).dimmed().to_string());
+        }
         if let Value::String(why) = &error {
             app.output.line(wording::plain(why).red().to_string());
         }
