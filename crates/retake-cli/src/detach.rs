@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::Args;
-use retake::store::{QUEUE_DEFAULT, Ticket, TicketRecord};
+use retake::store::{QUEUE_DEFAULT, TIME_MAX, Ticket, TicketRecord};
 use retake::workflow::parse_duration;
 
 use crate::app::App;
+use crate::command::queue;
+use crate::failure::{Code, Failure};
 use crate::wording;
 
 /// How a run is left to workers.
@@ -18,7 +20,7 @@ pub(crate) struct Detach {
     pub(crate) detach: bool,
 
     /// With --detach: the queue to wait in; without it `default`, or the one that a resumed run waits in already
-    #[arg(long, requires = "detach", value_name = "QUEUE")]
+    #[arg(long, requires = "detach", value_name = "QUEUE", value_parser = queue::name)]
     queue: Option<String>,
 
     /// With --detach: those with a higher number are taken first; without it 0, or that of a resumed run that waits already
@@ -26,7 +28,7 @@ pub(crate) struct Detach {
     priority: Option<i32>,
 
     /// With --detach: begin after this time, as `5m`
-    #[arg(long, requires = "detach", value_name = "TIME", value_parser = duration)]
+    #[arg(long, requires = "detach", value_name = "TIME", value_parser = delay)]
     delay: Option<Duration>,
 
     /// With --detach: begin at a moment, as `2026-01-31T12:00:00Z`
@@ -36,18 +38,22 @@ pub(crate) struct Detach {
 
 impl Detach {
     /// Returns the ticket that was asked for. What was not named stays as the ticket says that the run has, if it has one.
-    pub(crate) fn ticket(&self, now: DateTime<Utc>, before: Option<TicketRecord>) -> Ticket {
+    ///
+    /// # Errors
+    /// Where it would be due when nobody is there any more.
+    pub(crate) fn ticket(&self, now: DateTime<Utc>, before: Option<TicketRecord>) -> Result<Ticket, Failure> {
         let (queue, priority, due_at) = match before {
             Some(TicketRecord { queue, priority, due_at, .. }) => (queue, priority, due_at),
             None => (QUEUE_DEFAULT.to_owned(), 0, None),
         };
         let until = |moment: DateTime<Utc>| (moment - now).to_std().unwrap_or(Duration::ZERO);
-        Ticket {
+        let delay = self.delay.or(self.at.or(due_at).map(until)).unwrap_or(Duration::ZERO);
+        Ok(Ticket {
             queue: self.queue.clone().unwrap_or(queue),
             priority: self.priority.unwrap_or(priority),
-            delay: self.delay.or(self.at.or(due_at).map(until)).unwrap_or(Duration::ZERO),
+            delay: at_most_a_lifetime(delay).map_err(|why| Failure::new(Code::Usage, why))?,
             ..Ticket::default()
-        }
+        })
     }
 }
 
@@ -65,6 +71,19 @@ pub(crate) fn tell(app: &App, name: &str, ticket: &Ticket) {
 /// Reads a time such as `5m`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map_err(|error| error.to_string())
+}
+
+/// Reads how long a run is to wait.
+fn delay(text: &str) -> Result<Duration, String> {
+    at_most_a_lifetime(duration(text)?)
+}
+
+/// Refuses a time that stores would cut short.
+pub(crate) fn at_most_a_lifetime(time: Duration) -> Result<Duration, String> {
+    match time <= TIME_MAX {
+        true => Ok(time),
+        false => Err("100 years are the most".to_owned()),
+    }
 }
 
 fn moment(text: &str) -> Result<DateTime<Utc>, String> {

@@ -279,6 +279,24 @@ fn a_run_that_is_resumed_keeps_its_place_but_for_what_is_named() {
 }
 
 #[test]
+fn a_place_in_a_queue_that_cannot_be_is_a_wrong_command_line() {
+    let office = Office::new();
+    office.place.write("chain.yaml", CHAIN);
+    let long = "q".repeat(256);
+    for (arguments, why) in [
+        (&["--queue", ""][..], "at least one character"),
+        (&["--queue", &long], "at most 255 bytes"),
+        (&["--delay", "101years"], "100 years are the most"),
+        (&["--at", "2199-01-01T00:00:00Z"], "100 years are the most"),
+    ] {
+        let done = office.retake(&[&["run", "chain.yaml", "--detach"], arguments].concat());
+        assert_eq!(done.code, 2, "{arguments:?}: {}", done.stderr);
+        assert!(done.stderr.contains(why), "{arguments:?}: {}", done.stderr);
+    }
+    assert_eq!(office.retake(&["worker", "--queue", &long]).code, 2);
+}
+
+#[test]
 fn a_limit_of_a_queue_is_kept_by_all_workers_until_it_is_lifted() {
     let office = Office::new();
     office.place.write("gated.yaml", GATED);

@@ -63,7 +63,7 @@ pub use memory::MemoryStore;
 pub use postgres::{PostgresOptions, PostgresStore};
 pub use queue::{
     CLAIMS_MAX, Claim, Claimed, Limit, QUEUE_DEFAULT, QUEUE_NAME_BYTES_MAX, Queue, QueueDepth, REQUIRES_MAX,
-    Settlement, StaleLease, Submitted, Ticket, TicketRecord, TicketStand, WORKER_FORGOTTEN_AFTER,
+    Settlement, StaleLease, Submitted, TIME_MAX, Ticket, TicketRecord, TicketStand, WORKER_FORGOTTEN_AFTER,
     WORKER_LOST_AFTER, WorkerRecord, WorkerReport, WorkerStand,
 };
 pub use record::{

@@ -12,6 +12,7 @@ use retake::workflow::parse_duration;
 use serde_json::{Value, json};
 
 use crate::app::App;
+use crate::detach;
 use crate::failure::Failure;
 use crate::table::Table;
 use crate::wording;
@@ -90,10 +91,10 @@ impl FromStr for Rate {
         let (most, per) = text.split_once('/').ok_or_else(shape)?;
         let most = most.trim().parse().map_err(|_| shape())?;
         let per = parse_duration(per).map_err(|error| error.to_string())?;
-        match per < PERIOD_MIN {
-            true => Err(format!("a period takes at least {}", humantime::format_duration(PERIOD_MIN))),
-            false => Ok(Self { most, per }),
+        if per < PERIOD_MIN {
+            return Err(format!("a period takes at least {}", humantime::format_duration(PERIOD_MIN)));
         }
+        Ok(Self { most, per: detach::at_most_a_lifetime(per)? })
     }
 }
 
@@ -245,7 +246,8 @@ fn runs(most: u32) -> String {
     wording::count(u64::from(most), "run")
 }
 
-fn name(text: &str) -> Result<String, String> {
+/// Reads the name of a queue, or of a workflow.
+pub(crate) fn name(text: &str) -> Result<String, String> {
     match text.len() {
         0 => Err("a name has at least one character".to_owned()),
         1..=QUEUE_NAME_BYTES_MAX => Ok(text.to_owned()),
@@ -278,6 +280,7 @@ mod tests {
             ("10/m", "`m` is not a duration"),
             ("10/1", "`1` is not a duration"),
             ("10/0s", "at least 1ms"),
+            ("10/101years", "100 years are the most"),
         ] {
             let error = text.parse::<Bound<Rate>>().unwrap_err();
             assert!(error.contains(why), "{text}: {error}");

@@ -118,7 +118,7 @@ impl Resume {
         run: &ExecutionRecord,
         request: Request,
     ) -> Result<ExitCode, Failure> {
-        let ticket = self.detach.ticket(app.clock.now(), ticket_of(engine, run).await?);
+        let ticket = self.detach.ticket(app.clock.now(), ticket_of(engine, run).await?)?;
         let (state, head) = engine.enqueue(run.id, ticket.clone(), request).await?;
         if app.output.json {
             app.output.event(&json!({

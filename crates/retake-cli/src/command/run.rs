@@ -74,7 +74,7 @@ impl Run {
         workflow: Workflow,
         start: Start,
     ) -> Result<ExitCode, Failure> {
-        let ticket = self.detach.ticket(app.clock.now(), None);
+        let ticket = self.detach.ticket(app.clock.now(), None)?;
         let submitted = engine.submit(Arc::new(workflow), start, ticket.clone(), self.dedup).await?;
         let (execution, name, is_duplicate) = match &submitted {
             Submission::Created { execution, name } => (execution, name, false),

@@ -302,9 +302,11 @@ impl Shown {
         if let Some(key) = result.idempotency_key.as_ref().filter(|_| self.acts_outside(name)) {
             app.output.line(format!("idempotency key {}", wording::plain(key)).dimmed().to_string());
         }
-        for Compensation { stage, idempotency_key, .. } in self.compensations().filter(|due| due.node == name) {
+        for Compensation { stage, idempotency_key, .. } in self.compensations().filter(|due| due.node == name)
+        {
             let key = wording::plain(idempotency_key);
-            app.output.line(format!("counter-action {}, idempotency key {key}", stage.name()).dimmed().to_string());
+            app.output
+                .line(format!("counter-action {}, idempotency key {key}", stage.name()).dimmed().to_string());
         }
         if let Value::String(why) = &error {
             app.output.line(wording::plain(why).red().to_string());

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::app::{App, Opened};
 use crate::arrival::{self, Arrival};
+use crate::command::queue::name;
 use crate::detach::duration;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -39,7 +40,7 @@ const DEPTHS_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug, Args)]
 pub(crate) struct Worker {
     /// A queue to serve; may be given several times. Without it, all are
-    #[arg(long, value_name = "QUEUE")]
+    #[arg(long, value_name = "QUEUE", value_parser = name)]
     queue: Vec<String>,
 
     /// How many runs to advance at the same time

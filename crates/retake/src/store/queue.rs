@@ -41,7 +41,7 @@ pub const QUEUE_NAME_BYTES_MAX: usize = 255;
 pub const REQUIRES_MAX: usize = 64;
 
 /// The longest delay, period or time to live: longer ones end then. A hundred years.
-pub(super) const TIME_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+pub const TIME_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// That an execution is to be advanced by a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

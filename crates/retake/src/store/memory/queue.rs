@@ -11,11 +11,10 @@ use uuid::Uuid;
 
 use super::{Execution, Kept, MemoryStore, owner};
 use crate::execution::ExecutionId;
-use crate::store::queue::TIME_MAX;
 use crate::store::{
     CLAIMS_MAX, Claim, Claimed, Lease, Limit, NewCheckpoint, NewExecution, Queue, QueueDepth, Seq,
-    Settlement, StaleLease, StoreError, Submitted, Ticket, TicketRecord, TicketStand, WORKER_FORGOTTEN_AFTER,
-    WORKER_LOST_AFTER, WorkerRecord, WorkerReport, WorkerStand,
+    Settlement, StaleLease, StoreError, Submitted, TIME_MAX, Ticket, TicketRecord, TicketStand,
+    WORKER_FORGOTTEN_AFTER, WORKER_LOST_AFTER, WorkerRecord, WorkerReport, WorkerStand,
 };
 
 /// All that is kept for handing executions out.
