@@ -234,8 +234,16 @@ impl From<EngineError> for Failure {
             }
             EngineError::Misfit { .. } => Self::of(Code::Conflict, &error)
                 .hint("`retake rollback RUN@POINT --linear` goes back to a point as it was"),
-            EngineError::NotWaiting { .. } | EngineError::NothingTo { .. } | EngineError::Ended { .. } => {
+            EngineError::NotWaiting { .. } | EngineError::NothingTo { .. } => {
                 Self::of(Code::Conflict, &error)
+            }
+            EngineError::Ended { ref name, found } => {
+                let failure = Self::of(Code::Conflict, &error);
+                match found {
+                    "cancelled" => failure.hint(format!("`retake undo {name}` takes the cancellation back")),
+                    "failed" => failure.hint(format!("`retake resume {name}` runs what failed again")),
+                    _ => failure,
+                }
             }
             EngineError::NoAnswer { .. } | EngineError::StillRunning { .. } => {
                 Self::of(Code::Conflict, &error)

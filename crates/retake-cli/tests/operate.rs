@@ -343,6 +343,29 @@ fn an_approval_is_decided_once_and_can_be_taken_back() {
 }
 
 #[test]
+fn nothing_is_decided_of_a_run_that_has_ended() {
+    let place = Place::with_letter("otter");
+    place.json(&["cancel", "otter"]);
+    for decision in [&["approve", "otter", "ok"][..], &["approve", "otter", "ok", "--reject"]] {
+        let error = place.refused(decision, 4, "has ended: it is cancelled");
+        assert_eq!(error["hint"], "`retake undo otter` takes the cancellation back");
+    }
+    assert_eq!(place.head("otter"), 5);
+    place.json(&["undo", "otter"]);
+    place.json(&["approve", "otter", "ok"]);
+}
+
+#[test]
+fn a_decision_comes_too_late_for_a_run_that_has_failed() {
+    let place = Place::empty();
+    let workflow = "name: w\nnodes:\n  ok: { approval: go? }\n  bad: { run: test -e there }\n";
+    place.write("w.yaml", workflow);
+    assert_eq!(place.retake(&["run", "w.yaml", "--name", "otter"]).code, 1);
+    let error = place.refused(&["approve", "otter", "ok"], 4, "has ended: it is failed");
+    assert_eq!(error["hint"], "`retake resume otter` runs what failed again");
+}
+
+#[test]
 fn pause_and_cancel_say_how_the_run_stands() {
     let place = Place::with_letter("otter");
     assert_eq!(place.json(&["pause", "otter"])["status"], "paused");

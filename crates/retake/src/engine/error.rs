@@ -198,7 +198,7 @@ pub enum EngineError {
         verb: &'static str,
     },
 
-    /// The execution has ended, and cannot be paused or cancelled.
+    /// The execution has ended: it cannot be paused or cancelled, and waits for no decision.
     #[error("execution `{name}` has ended: it is {found}")]
     Ended {
         /// The execution's name.

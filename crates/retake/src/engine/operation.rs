@@ -56,7 +56,7 @@ impl Engine {
     /// Decides an approval. Returns the newest point; [`resume`](Self::resume) goes on from there.
     ///
     /// # Errors
-    /// [`EngineError::NoNode`] and [`EngineError::NotWaiting`].
+    /// [`EngineError::NoNode`], [`EngineError::NotWaiting`] and [`EngineError::Ended`].
     pub async fn approve(
         &self,
         id: ExecutionId,
@@ -275,7 +275,17 @@ impl Engine {
         let result = ctx.get_node_result(&node_id(node)).map(|record| &record.result);
         let found = match result {
             _ if !matches!(definition.kind, NodeKind::Approval(_)) => "not an approval",
-            Some(ExecutionResult::Pending) => return Ok(()),
+            Some(ExecutionResult::Pending) => {
+                return match &ctx.state {
+                    ExecutionState::Running | ExecutionState::Paused => Ok(()),
+                    // Nothing goes on, whatever is decided.
+                    state @ (ExecutionState::Completed
+                    | ExecutionState::Failed(_)
+                    | ExecutionState::Cancelled) => {
+                        Err(EngineError::Ended { name: name(), found: state.name() })
+                    }
+                };
+            }
             None => "not reached",
             Some(_) => standing(result).0,
         };
