@@ -272,16 +272,28 @@ impl App {
         })
     }
 
-    /// Refuses the keys of an encrypted store, where none is.
+    /// Refuses keys for a store on a server: whoever gives one expects that nobody can read along there.
     fn refuse_keys(&self) -> Result<(), Failure> {
-        match self.keys.iter().all(String::is_empty) {
-            true => Ok(()),
-            false => {
-                let why = "a store on a PostgreSQL server is not encrypted by retake; leave the keys out"
-                    .to_owned();
-                Err(StoreError::Key { location: self.shown_store(), why }.into())
-            }
+        if self.keys.iter().all(String::is_empty) {
+            return Ok(());
         }
+        let message = "a store on a PostgreSQL server takes no key: retake encrypts only stores in files";
+        let without = match std::env::var("RETAKE_KEY") == Ok(self.keys.join(",")) {
+            true => "unset RETAKE_KEY for this store, as by `RETAKE_KEY= retake ...`",
+            false => "leave `--key` out",
+        };
+        Err(Failure::new(Code::Usage, message).hint(format!(
+            "{without}; who may read the database reads all values, so encrypt the server's disk"
+        )))
+    }
+
+    /// Tells whether what people wrote is sealed in the store, or would be in one that is made.
+    pub(crate) fn is_encrypted(&self) -> Result<bool, Failure> {
+        Ok(match self.location()? {
+            Location::Sqlite(path) if is_nothing(&path) => !self.options()?.keys.is_empty(),
+            Location::Sqlite(path) => self.sqlite_store(&path)?.is_encrypted(),
+            Location::Postgres(_) | Location::Memory => false,
+        })
     }
 
     /// Returns the file that the store is in, if it is one.

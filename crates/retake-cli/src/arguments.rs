@@ -34,7 +34,8 @@ pub(crate) struct Arguments {
     /// Where the master key of an encrypted store is: `env:NAME`, `file:PATH` or `command:COMMAND`; several with commas
     ///
     /// A key is 64 hexadecimal digits; `retake key new` draws one. A new store is encrypted if there is a key. The first
-    /// key seals a new store, the others only open.
+    /// key seals a new store, the others only open. Only stores in files are encrypted: one on a PostgreSQL server takes no
+    /// key.
     #[arg(long, global = true, env = "RETAKE_KEY", value_name = "SOURCE", value_delimiter = ',')]
     pub(crate) key: Vec<String>,
 
@@ -158,7 +159,8 @@ pub(crate) enum Command {
     /// whoever runs it, stay behind.
     ///
     /// An encrypted store is opened with --key, as is a new one that is to be encrypted; --from-key and --to-key name the
-    /// keys of each. There are no secrets in either, since they are never saved.
+    /// keys of each. What is encrypted here and would be in plain text there, as on any server, is copied after a question,
+    /// or with --yes. There are no secrets in either, since they are never saved.
     ///
     /// Exit codes: 0 all of it is there; 3 no such run or store; 4 a run was refused, as its name or another history of it
     /// is there; 6 a store cannot be read or written, or what was read back is not the same. The other runs are copied.

@@ -283,6 +283,9 @@ fn a_store_is_encrypted_or_opened_by_the_keys_of_its_side() {
     let other = [&["copy", "--from", "sealed.db", "--to", "other.db"][..], &both].concat();
     assert_eq!(place.json(&other)["copied"], 1);
     let open = ["copy", "--from", "other.db", "--to", "open.db", "--from-key", "file:two.key"];
+    place.refused(&open, 2, "open.db is not: all values will be there in plain text");
+    assert!(!place.path().join("open.db").exists());
+    let open = [&open[..], &["--yes"]].concat();
     assert_eq!(place.json(&open)["copied"], 1);
     let said = exported(&place, &["otter"]);
     assert_eq!(exported(&place, &["otter", "--store", "open.db"]), said);

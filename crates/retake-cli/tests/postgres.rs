@@ -194,7 +194,12 @@ fn what_is_of_the_file_store_only_is_refused() {
     let error = server.refused(&["doctor", "--fix"], 2, "cannot be repaired from outside");
     assert!(error["hint"].as_str().unwrap().contains("restore the database from a backup"), "{error}");
     server.place.write("key", &"0f".repeat(32));
-    server.refused(&["--key", "file:key", "ls"], 6, "is not encrypted by retake");
+    let error = server.refused(&["--key", "file:key", "ls"], 2, "takes no key");
+    assert!(error["hint"].as_str().unwrap().starts_with("leave `--key` out; "), "{error}");
+    let mut command = server.place.command(&["--store", &server.url, "ls"]);
+    let done = command.env("RETAKE_KEY", "file:key").output().unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert!(said.contains("unset RETAKE_KEY for this store"), "{said}");
     server.refused(&["key", "rotate", "--to", "file:key"], 2, "has no key");
     assert_eq!(server.json(&["doctor"])["encrypted"], json!(false));
 }
@@ -235,6 +240,24 @@ fn a_run_that_is_copied_to_a_server_and_back_says_the_same() {
     let file = |store: &str| place.text(&["export", "otter", "--store", store]);
     assert_eq!(place.json(&["copy", "--from", "back.db", "--to", "again.db"])["copied"], 1);
     assert_eq!(file("back.db"), file("again.db"));
+}
+
+#[test]
+fn what_is_encrypted_here_is_not_in_plain_text_on_a_server_unasked() {
+    let server = Server::new("sealed");
+    server.place.write("key", &"0f".repeat(32));
+    assert_eq!(server.place.retake(&["--key", "file:key", "run", "steps.yaml", "--name", "otter"]).code, 5);
+    let copy = ["--key", "file:key", "copy", "--to", &server.url];
+    let error = server.place.refused(&copy, 2, "all values will be there in plain text");
+    assert_eq!(error["hint"], "`--yes` goes ahead without asking");
+    let dry = server.place.retake(&[&copy[..], &["--dry-run"]].concat());
+    assert!(dry.stderr.contains("all values will be there in plain text"), "{}", dry.stderr);
+    server.refused(&["ls"], 3, "no store");
+    // The key is the file's, also on the way back.
+    assert_eq!(server.place.json(&[&copy[..], &["--yes"]].concat())["copied"], 1);
+    let back = ["--key", "file:key", "copy", "--from", &server.url, "--to", "back.db"];
+    assert_eq!(server.place.json(&back)["copied"], 1);
+    server.place.refused(&["--store", "back.db", "ls"], 6, "it is encrypted");
 }
 
 #[test]

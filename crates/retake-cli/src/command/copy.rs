@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::failure::{Code, Failure};
-use crate::wording;
+use crate::{question, wording};
 
 /// Columns of what became of a run, and of its name.
 const FATE_WIDTH: usize = 8;
@@ -48,6 +48,17 @@ pub(crate) struct Copy {
     /// Say what would be copied, and write nothing
     #[arg(long)]
     dry_run: bool,
+
+    /// Do not ask whether what is encrypted here is to be in plain text there
+    #[arg(short, long)]
+    yes: bool,
+}
+
+/// Whether somebody wants what is about to happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Consent {
+    Given,
+    Withheld,
 }
 
 /// What became of one run.
@@ -85,6 +96,9 @@ impl Copy {
             }
             runs
         };
+        if self.consent(app, &source, &target)? == Consent::Withheld {
+            return Ok(ExitCode::SUCCESS);
+        }
         let mode = if self.dry_run { TransferMode::Look } else { TransferMode::Write };
         // A look must not leave a store behind where there is none.
         let to = match mode {
@@ -116,14 +130,40 @@ impl Copy {
         finish(app, &done, self.dry_run)
     }
 
+    /// Makes sure that somebody wants what is encrypted in one store to be in plain text in the other.
+    fn consent(&self, app: &App, source: &App, target: &App) -> Result<Consent, Failure> {
+        if self.yes || !source.is_encrypted()? || target.is_encrypted()? {
+            return Ok(Consent::Given);
+        }
+        let (from, to) = (source.shown_store(), target.shown_store());
+        let what = format!("{from} is encrypted, and {to} is not: all values will be there in plain text");
+        if self.dry_run {
+            if !app.output.json {
+                app.output.note(what);
+            }
+            return Ok(Consent::Given);
+        }
+        match question::confirm(app, &format!("{what}; copy them?")) {
+            Ok(true) => Ok(Consent::Given),
+            Ok(false) => Ok(Consent::Withheld),
+            Err(failure) => Err(Failure { message: what, ..failure }),
+        }
+    }
+
     /// Returns the surroundings of both stores.
     fn places(&self, app: &App) -> Result<(App, App), Failure> {
+        let source = app.elsewhere(self.from.clone(), None);
+        let target = app.elsewhere(Some(self.to.clone()), None);
         let (from_key, to_key) = match self.from_key.is_empty() && self.to_key.is_empty() {
-            true => (None, None),
+            // What opens the file is nothing that a server was asked to take.
+            true => match (source.is_on_a_server()?, target.is_on_a_server()?) {
+                (true, false) => (Some(Vec::new()), None),
+                (false, true) => (None, Some(Vec::new())),
+                (true, true) | (false, false) => (None, None),
+            },
             false => (Some(self.from_key.clone()), Some(self.to_key.clone())),
         };
-        let source = app.elsewhere(self.from.clone(), from_key);
-        let target = app.elsewhere(Some(self.to.clone()), to_key);
+        let (source, target) = (source.elsewhere(None, from_key), target.elsewhere(None, to_key));
         for place in [&source, &target] {
             if place.is_in_memory()? {
                 let message = "a store in memory ends with this command, and holds nothing before";
