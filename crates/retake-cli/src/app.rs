@@ -64,6 +64,14 @@ impl Opened {
         }
     }
 
+    /// Returns it as one that hands runs out, if it is.
+    pub(crate) fn queue_if_any(&self) -> Option<&dyn Queue> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Queue(queue) => Some(&**queue),
+        }
+    }
+
     /// Returns the tickets of runs that wait for a worker, or are in the hands of one.
     pub(crate) async fn tickets(
         &self,

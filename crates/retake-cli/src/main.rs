@@ -4,6 +4,7 @@ mod app;
 mod arguments;
 mod arrival;
 mod assignment;
+mod barrier;
 mod change;
 mod command;
 mod detach;

@@ -6,6 +6,8 @@ use retake::execution::{ExecutionState, Spend};
 use retake::store::{Cause, ExecutionRecord, TicketRecord, TicketStand};
 use serde_json::{Value, json};
 
+use crate::barrier::Barriers;
+
 /// How many characters of a value stand on a line.
 pub(crate) const VALUE_CHARS_MAX: usize = 60;
 
@@ -210,10 +212,16 @@ pub(crate) fn standing(run: &ExecutionRecord, ticket: Option<&TicketRecord>) -> 
 }
 
 /// Returns what a run waits for in its queue, and until when; nothing where it does not wait.
-pub(crate) fn waits_for(now: DateTime<Utc>, ticket: Option<&TicketRecord>) -> Option<String> {
+pub(crate) fn waits_for(
+    now: DateTime<Utc>,
+    run: &ExecutionRecord,
+    ticket: Option<&TicketRecord>,
+    barriers: &Barriers,
+) -> Option<String> {
     let ticket = ticket?;
     Some(match (ticket.stands, ticket.due_at) {
         (TicketStand::Delayed, Some(at)) => format!("until {} ({})", moment(at), until(now, at)),
+        (TicketStand::Due, _) if let Some(barrier) = barriers.before(run, ticket) => plain(&barrier),
         (TicketStand::Due | TicketStand::Delayed, _) => "for a worker".to_owned(),
         (TicketStand::Held, _) => "for somebody".to_owned(),
         (TicketStand::Stuck, _) => "for somebody: the workers that took it died".to_owned(),

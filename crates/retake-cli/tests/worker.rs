@@ -323,6 +323,47 @@ fn a_limit_of_a_queue_is_kept_by_all_workers_until_it_is_lifted() {
 }
 
 #[test]
+fn a_run_says_what_holds_it_back_and_what_lets_it_go_on() {
+    let office = Office::new();
+    let effect =
+        "name: pays\nnodes:\n  ask: { approval: go? }\n  pay: { run: \"cat gate\", effect: external }\n";
+    office.place.write("pays.yaml", effect);
+    office.gate();
+    office.submit("pays.yaml", "otter");
+    let text = |arguments: &[&str]| {
+        let done = office.place.retake(&[&["--store", office.store.as_str()], arguments].concat());
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        done.stdout
+    };
+    office.json(&["queue", "limit", "default", "0"]);
+    assert!(text(&["ls"]).contains("for queue default, which stands still"));
+    assert!(text(&["show", "otter"]).contains("\nwaits for queue default, which stands still\n"));
+    office.json(&["queue", "limit", "default", "none"]);
+    office.json(&["queue", "rate", "pays", "3/1h"]);
+    assert!(text(&["ls"]).contains("for a worker, and the rate of pays: 3/1h"));
+
+    // The worker dies with the effect in flight; who comes after it does not know whether it happened.
+    let mut worker = office.hire(&[]);
+    let gate = office.reached_gate();
+    worker.signal(rustix::process::Signal::KILL);
+    let _killed = worker.process.wait().unwrap();
+    drop(gate);
+    let held = office.work().into_iter().find(|event| event["event"] == "held").unwrap();
+    assert!(held["why"].as_str().unwrap().contains("`pay` (idempotency key "), "{held}");
+    let key = office.json(&["show", "otter", "pay"])["idempotency_key"].as_str().unwrap().to_owned();
+    let shown = text(&["show", "otter"]);
+    for way in [
+        "\nwaits for somebody\n".to_owned(),
+        " approve otter ask`, or with `--reject`, decides what `ask` asks\n".to_owned(),
+        format!("  `pay` may have taken effect (idempotency key {key}): look outside by that key, and `"),
+        " resume otter --detach --again pay` runs it again under the same key\n".to_owned(),
+    ] {
+        assert!(shown.contains(&way), "{way} is not in {shown}");
+    }
+    assert!(text(&["show", "otter", "pay"]).contains(&format!("\nidempotency key {key}\n")));
+}
+
+#[test]
 fn a_rate_of_a_workflow_is_kept_until_it_is_lifted() {
     let office = Office::new();
     office.place.write("chain.yaml", CHAIN);

@@ -577,6 +577,16 @@ fn refuse_rejected(
     }
 }
 
+/// Looks whether effects or counter-actions may have happened before an execution stopped: somebody is to look outside,
+/// and to say what is to become of them, before it goes on.
+///
+/// # Errors
+/// [`EngineError::Interrupted`] and [`EngineError::InterruptedCompensation`] name them.
+pub fn check_interrupted(workflow: &Workflow, ctx: &ExecutionContext) -> Result<(), EngineError> {
+    refuse_interrupted(workflow, ctx, &[])?;
+    refuse_interrupted_compensation(ctx, &[])
+}
+
 /// Refuses to go on where a node's effect may have happened already, unless a person said to run it again.
 fn refuse_interrupted(
     workflow: &Workflow,

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use self::graph::Item;
 use crate::app::App;
+use crate::barrier::Barriers;
 use crate::failure::Failure;
 use crate::table::{Cell, Table};
 use crate::wording;
@@ -87,7 +88,8 @@ impl Log {
         } else {
             table(app, &entries).print(&app.output);
             let tickets = opened.tickets(&[run.id]).await?;
-            if let Some(waits) = wording::waits_for(app.clock.now(), tickets.get(&run.id)) {
+            let barriers = Barriers::look(opened.queue_if_any(), tickets.values()).await?;
+            if let Some(waits) = wording::waits_for(app.clock.now(), &run, tickets.get(&run.id), &barriers) {
                 app.output.note(format!("it waits {waits}"));
             }
         }

@@ -5,10 +5,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 use retake::execution::{Cost, ExecutionId};
-use retake::store::{ExecutionFilter, ExecutionRecord, TicketRecord, WorkerRecord, WorkerStand};
+
+use retake::store::{ExecutionFilter, ExecutionRecord, TicketRecord, TicketStand, WorkerRecord, WorkerStand};
 use serde_json::{Value, json};
 
 use crate::app::App;
+use crate::barrier::Barriers;
 use crate::failure::Failure;
 use crate::table::{Cell, Table};
 use crate::wording;
@@ -46,7 +48,13 @@ impl Ls {
         } else if runs.is_empty() {
             app.output.note("no runs");
         } else {
-            table(app, &runs, &tickets).print(&app.output);
+            let barriers = Barriers::look(opened.queue_if_any(), tickets.values()).await?;
+            table(app, &runs, &tickets, &barriers).print(&app.output);
+            let mut stands = tickets.values().map(|ticket| ticket.stands);
+            if stands.any(|stands| matches!(stands, TicketStand::Held | TicketStand::Stuck)) {
+                let show = app.command_line("show RUN");
+                app.output.note(format!("`{show}` says how a run goes on that waits for somebody"));
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -99,7 +107,12 @@ fn list_workers(app: &App, workers: &[WorkerRecord]) {
     table.print(&app.output);
 }
 
-fn table(app: &App, runs: &[ExecutionRecord], tickets: &BTreeMap<ExecutionId, TicketRecord>) -> Table {
+fn table(
+    app: &App,
+    runs: &[ExecutionRecord],
+    tickets: &BTreeMap<ExecutionId, TicketRecord>,
+    barriers: &Barriers,
+) -> Table {
     let now = app.clock.now();
     let mut table =
         Table::new(["RUN", "STATUS", "WAITS", "HEAD", "WORKFLOW", "SPENT", "REUSED", "CHANGED", "CREATED"]);
@@ -109,7 +122,7 @@ fn table(app: &App, runs: &[ExecutionRecord], tickets: &BTreeMap<ExecutionId, Ti
         table.row([
             (&run.name).into(),
             Cell::styled(status, wording::colour(status)),
-            wording::waits_for(now, ticket).unwrap_or_default().into(),
+            wording::waits_for(now, run, ticket, barriers).unwrap_or_default().into(),
             format!("@{}", run.head).into(),
             (&run.workflow_name).into(),
             cost(&run.spend.paid).into(),

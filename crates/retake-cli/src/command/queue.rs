@@ -78,8 +78,8 @@ impl<T: FromStr<Err: fmt::Display>> FromStr for Bound<T> {
 
 /// So many in a period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Rate {
-    most: u32,
+pub(crate) struct Rate {
+    pub(crate) most: u32,
     per: Duration,
 }
 
@@ -106,13 +106,13 @@ impl fmt::Display for Rate {
 
 /// The limits of a store: of queues, and of workflows.
 #[derive(Debug, Default)]
-struct Limits {
-    running: BTreeMap<String, u32>,
-    starts: BTreeMap<String, Rate>,
+pub(crate) struct Limits {
+    pub(crate) running: BTreeMap<String, u32>,
+    pub(crate) starts: BTreeMap<String, Rate>,
 }
 
 impl Limits {
-    fn new(limits: Vec<Limit>) -> Self {
+    pub(crate) fn new(limits: Vec<Limit>) -> Self {
         let mut found = Self::default();
         for limit in limits {
             match limit {

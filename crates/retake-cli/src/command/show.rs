@@ -6,16 +6,17 @@ use std::sync::Arc;
 use clap::Args;
 use owo_colors::{OwoColorize, Style};
 use retake::engine::address::{self, Address, Resolved};
-use retake::engine::{Engine, EngineError, hash_now, standing};
+use retake::engine::{Engine, EngineError, check_interrupted, hash_now, standing};
 use retake::execution::{
-    Compensation, CompensationStage, ExecutionContext, ExecutionState, NodeExecutionResult, Read, Subject,
-    node_id, usd,
+    Compensation, CompensationStage, ExecutionContext, ExecutionResult, ExecutionState, NodeExecutionResult,
+    Read, Subject, node_id, usd,
 };
-use retake::store::{Origin, StoreExt, TicketRecord};
+use retake::store::{Origin, StoreExt, TicketRecord, TicketStand};
 use retake::workflow::{NodeKind, Workflow};
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
+use crate::barrier::Barriers;
 use crate::failure::{Code, Failure};
 use crate::table::{Cell, Table};
 use crate::wording;
@@ -39,6 +40,7 @@ struct Shown {
     workflow: Option<Arc<Workflow>>,
     forked_from: Option<ForkedFrom>,
     ticket: Option<TicketRecord>,
+    barriers: Barriers,
 }
 
 /// Where a run was forked from.
@@ -84,7 +86,9 @@ impl Shown {
             Ok(queue) => queue.tickets(&[resolved.execution.id]).await?.pop(),
             Err(_) => None,
         };
-        Ok(Self { resolved, ctx, workflow, forked_from, ticket })
+        let queue = engine.queue().ok().map(|queue| &**queue);
+        let barriers = Barriers::look(queue, ticket.iter()).await?;
+        Ok(Self { resolved, ctx, workflow, forked_from, ticket, barriers })
     }
 
     /// Returns the nodes of the workflow in the order in which they can run, then what else has a result, by id.
@@ -262,8 +266,11 @@ impl Shown {
         about.extend(wording::spend(&self.ctx.ledger.spend));
         about.extend(checkpoint.label.iter().map(|label| format!("labelled `{}`", wording::plain(label))));
         app.output.line(about.join(", ").style(Style::new().dimmed()).to_string());
-        if let Some(waits) = wording::waits_for(app.clock.now(), self.ticket.as_ref()).filter(|_| is_head) {
+        let now = app.clock.now();
+        let waits = wording::waits_for(now, execution, self.ticket.as_ref(), &self.barriers);
+        if let Some(waits) = waits.filter(|_| is_head) {
             app.output.line(format!("waits {waits}"));
+            self.ways_on(app).iter().for_each(|way| app.output.line(format!("  {way}")));
         }
         if let Some(forked_from) = &self.forked_from {
             app.output.line(forked_from.line().style(Style::new().dimmed()).to_string());
@@ -271,6 +278,48 @@ impl Shown {
         if let ExecutionState::Failed(why) = &checkpoint.state {
             app.output.line(wording::plain(why).red().to_string());
         }
+    }
+
+    /// Returns what somebody can do for a run that waits for somebody.
+    fn ways_on(&self, app: &App) -> Vec<String> {
+        let name = wording::plain(&self.resolved.execution.name);
+        let resume = app.command_line(format_args!("resume {name} --detach"));
+        match self.ticket.as_ref().map(|ticket| ticket.stands) {
+            Some(TicketStand::Held) => {}
+            Some(TicketStand::Stuck) => return vec![format!("`{resume}` lets others try again")],
+            Some(TicketStand::Due | TicketStand::Delayed | TicketStand::Claimed) | None => return Vec::new(),
+        }
+        let Some(workflow) = self.workflow.as_deref() else { return Vec::new() };
+        let mut ways = Vec::new();
+        for (node, result) in self.nodes() {
+            let kind = workflow.definition().nodes.get(&node).map(|node| &node.kind);
+            if let (Some(NodeKind::Approval(_)), Some(ExecutionResult::Pending)) =
+                (kind, result.map(|result| &result.result))
+            {
+                let approve = app.command_line(format_args!("approve {name} {node}"));
+                ways.push(format!("`{approve}`, or with `--reject`, decides what `{node}` asks"));
+            }
+        }
+        match check_interrupted(workflow, &self.ctx) {
+            Err(EngineError::Interrupted { nodes }) => ways.extend(nodes.iter().map(|(node, key)| {
+                format!(
+                    "`{node}` may have taken effect (idempotency key {key}): look outside by that key, and \
+                     `{resume} --again {node}` runs it again under the same key"
+                )
+            })),
+            Err(EngineError::InterruptedCompensation { nodes }) => ways.extend(nodes.iter().map(|(node, key)| {
+                format!(
+                    "the counter-action of `{node}` may have happened (idempotency key {key}): look outside by that \
+                     key; `{resume} --again {node}` runs it again under the same key, `--skip-compensation {node}` \
+                     leaves the effect as it is"
+                )
+            })),
+            Ok(()) | Err(_) => {}
+        }
+        if ways.is_empty() {
+            ways.push(format!("the worker that had it said why; `{resume}` lets workers try again"));
+        }
+        ways
     }
 
     fn print_node(&self, app: &App, name: &str) -> Result<(), Failure> {

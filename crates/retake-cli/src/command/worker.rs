@@ -182,6 +182,7 @@ fn line(event: &WorkerEvent) -> Option<String> {
         WorkerEvent::HandedOver { name, head, .. } => format!("{}: handed over at @{head}", plain(name)),
         WorkerEvent::Left { name, why, .. } => format!("{}: left to others: {}", plain(name), plain(why)),
         WorkerEvent::Lost { name, why, .. } => format!("{}: {} {}", plain(name), "lost:".red(), plain(why)),
+        WorkerEvent::HeldBack { queue, due, limit } => held_back(queue, *due, *limit),
         WorkerEvent::StoreLost { why } => {
             format!("{} {}; it is tried again", "the store does not answer:".red(), plain(why))
         }
@@ -193,6 +194,21 @@ fn line(event: &WorkerEvent) -> Option<String> {
         }
         _ => return None,
     })
+}
+
+fn held_back(queue: &str, due: u64, limit: Option<u32>) -> String {
+    let (queue, runs, waiting) =
+        (wording::plain(queue), wording::count(due, "run"), "this waits for that".dimmed());
+    match limit {
+        Some(0) => format!(
+            "queue {queue} stands still with {runs} in it: its limit is 0; {waiting}, and `retake queue limit {queue} none` \
+             lifts it"
+        ),
+        Some(_) | None => format!(
+            "queue {queue} has {runs} due that this worker does not get: a rate holds back what would begin, or it cannot do \
+             what they need; {waiting}"
+        ),
+    }
 }
 
 fn others(claims: u32) -> String {

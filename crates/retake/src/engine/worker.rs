@@ -5,6 +5,7 @@ mod event;
 mod looking;
 mod reporting;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use self::looking::{Look, Seen};
 use self::reporting::Reporter;
 use super::control::HandOver;
 use super::{Engine, EngineError};
-use crate::store::{Claim, Queue, StoreError};
+use crate::store::{Claim, Limit, Queue, QueueDepth, StoreError};
 
 /// How many executions a worker advances at the same time, where nobody says otherwise.
 pub const CONCURRENCY_DEFAULT: usize = 8;
@@ -38,6 +39,9 @@ const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
 
 /// The longest wait after the store has failed.
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
+
+/// How often a worker that ends when nothing is left finds something due, and does not get it, before it says so.
+const IDLE_LOOKS: u32 = 2;
 
 /// How long executions may take to be given back once their nodes were ended; after that their leases run out.
 const HAND_OVER_WAIT: Duration = Duration::from_secs(5);
@@ -202,6 +206,7 @@ impl Worker {
             deadline: None,
             fatal: None,
             worked: Worked::default(),
+            idle_looks: BTreeMap::new(),
             reporter,
         };
         shift.work(orders.1).await
@@ -227,6 +232,8 @@ struct Shift {
     deadline: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
     fatal: Option<StoreError>,
     worked: Worked,
+    /// How often a queue had something due that was not to be had.
+    idle_looks: BTreeMap<String, u32>,
     reporter: Reporter,
 }
 
@@ -306,17 +313,20 @@ impl Shift {
                 }
                 self.reporter.is_running(self.tasks.len());
                 if is_idle && self.options.until == WorkerUntil::Empty {
-                    self.look = Some(Look::depths(Arc::clone(&self.queue)));
+                    self.look = Some(Look::queues(Arc::clone(&self.queue)));
                 } else if self.is_taking() {
                     self.look = Some(self.wait());
                 }
             }
-            Seen::Depths(depths) => {
-                let Some(depths) = self.heard(depths).await else { return };
+            Seen::Queues(queues) => {
+                let Some((depths, limits)) = self.heard(queues).await else { return };
                 let serves =
                     |queue: &String| self.options.queues.is_empty() || self.options.queues.contains(queue);
-                let mut served = depths.iter().filter(|depth| serves(&depth.queue));
-                self.is_empty = served.all(|depth| depth.due + depth.delayed + depth.claimed == 0);
+                let is_left = |depth: &&QueueDepth| depth.due + depth.delayed + depth.claimed > 0;
+                let served = depths.iter().filter(|depth| serves(&depth.queue));
+                let left: Vec<&QueueDepth> = served.filter(is_left).collect();
+                self.is_empty = left.is_empty();
+                self.tell_of_idle(&left, &limits).await;
                 if self.is_taking() {
                     self.look = Some(self.wait());
                 }
@@ -325,6 +335,23 @@ impl Shift {
                 self.heard(waited).await;
             }
             Seen::Rested => {}
+        }
+    }
+
+    /// Tells once of each queue in which something is due that was not to be had.
+    async fn tell_of_idle(&mut self, left: &[&QueueDepth], limits: &[Limit]) {
+        for depth in left.iter().filter(|depth| depth.due > 0 && depth.claimed == 0) {
+            let limit = limits.iter().find_map(|limit| match limit {
+                Limit::Running { queue, most } if *queue == depth.queue => Some(*most),
+                Limit::Running { .. } | Limit::Starts { .. } => None,
+            });
+            let looks = self.idle_looks.entry(depth.queue.clone()).or_default();
+            *looks = looks.saturating_add(1);
+            // What became due after the look at it is claimed by the next.
+            if *looks == IDLE_LOOKS {
+                let (queue, due) = (depth.queue.clone(), depth.due);
+                self.bench.tell(|| WorkerEvent::HeldBack { queue, due, limit }).await;
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Workers: what they take, where they give it back, and how they leave it to others.
 
 use retake::engine::{Edit, Submission, Worker, WorkerEvent, WorkerHandle, WorkerOptions, WorkerUntil};
-use retake::store::{Claim, Queue, Store, Ticket};
+use retake::store::{Claim, Limit, QUEUE_DEFAULT, Queue, Store, Ticket};
 use tokio::sync::{Notify, mpsc};
 
 use super::*;
@@ -345,6 +345,33 @@ async fn a_worker_goes_on_in_the_place_of_one_that_died() {
     assert_eq!((taken, finished(&told)), (Some(2), vec!["completed"]));
     assert!(began.elapsed() >= Duration::from_secs(30), "the lease was waited for");
     assert_eq!(office.causes(id).await, ["start", "resume", "nodes", "nodes", "nodes", "finish"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_waits_for_an_empty_queue_says_once_that_it_stands_still() {
+    let office = Office::new();
+    let id = office.submit(diamond()).await;
+    let limit = Limit::Running { queue: QUEUE_DEFAULT.to_owned(), most: 0 };
+    office.store.set_limit(limit.clone()).await.unwrap();
+    let options = WorkerOptions { until: WorkerUntil::Empty, ..WorkerOptions::default() };
+    let mut worker = Worker::new(office.engine(), options).unwrap();
+    let mut events = worker.watch();
+    let worked = tokio::spawn(worker.work());
+    let mut told = Vec::new();
+    while !told.iter().any(|event| matches!(event, WorkerEvent::HeldBack { .. })) {
+        told.push(events.recv().await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    office.store.lift_limit(&limit).await.unwrap();
+    assert_eq!(worked.await.unwrap().unwrap().ended, 1);
+    assert_eq!(office.state(id).await, ExecutionState::Completed);
+    while let Some(event) = events.recv().await {
+        told.push(event);
+    }
+    let held_back: Vec<&WorkerEvent> =
+        told.iter().filter(|event| matches!(event, WorkerEvent::HeldBack { .. })).collect();
+    let expected = WorkerEvent::HeldBack { queue: QUEUE_DEFAULT.to_owned(), due: 1, limit: Some(0) };
+    assert_eq!(held_back, [&expected]);
 }
 
 #[tokio::test(start_paused = true)]

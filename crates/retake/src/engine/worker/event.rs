@@ -102,6 +102,16 @@ pub enum WorkerEvent {
         /// Why.
         why: String,
     },
+    /// What keeps it from ending as nothing is left: executions are due in a queue, and neither it nor, at the moment,
+    /// anybody else gets them, for a limit or for what they need. Told once for each queue.
+    HeldBack {
+        /// The queue.
+        queue: String,
+        /// How many are due.
+        due: u64,
+        /// How many of the queue may be advanced at the same time, where that is limited.
+        limit: Option<u32>,
+    },
     /// The store does not answer. It is asked again until it does.
     StoreLost {
         /// What it said.

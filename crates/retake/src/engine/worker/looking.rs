@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::store::{Claim, Claimed, Queue, QueueDepth, StoreError};
+use crate::store::{Claim, Claimed, Limit, Queue, QueueDepth, StoreError};
 
 /// A call that is under way.
 pub(super) struct Look {
@@ -26,8 +26,8 @@ enum Kind {
 pub(super) enum Seen {
     /// What was claimed, by a call that was made at that elapsed time.
     Claimed(Result<Vec<Claimed>, StoreError>, Duration),
-    /// How the queues stand.
-    Depths(Result<Vec<QueueDepth>, StoreError>),
+    /// How the queues stand, and what is limited.
+    Queues(Result<(Vec<QueueDepth>, Vec<Limit>), StoreError>),
     /// There may be something to do.
     Waited(Result<(), StoreError>),
     /// The rest after a failure is over.
@@ -39,8 +39,8 @@ impl Look {
         Self::new(Kind::Claim, async move { Seen::Claimed(queue.claim(&claim).await, asked_at) })
     }
 
-    pub(super) fn depths(queue: Arc<dyn Queue>) -> Self {
-        Self::new(Kind::Rest, async move { Seen::Depths(queue.depths().await) })
+    pub(super) fn queues(queue: Arc<dyn Queue>) -> Self {
+        Self::new(Kind::Rest, async move { Seen::Queues(queues(&*queue).await) })
     }
 
     pub(super) fn wait(queue: Arc<dyn Queue>, claim: Claim, at_most: Duration) -> Self {
@@ -78,4 +78,8 @@ impl Look {
     pub(super) async fn seen(&mut self) -> Seen {
         self.answer.as_mut().await
     }
+}
+
+async fn queues(queue: &dyn Queue) -> Result<(Vec<QueueDepth>, Vec<Limit>), StoreError> {
+    Ok((queue.depths().await?, queue.limits().await?))
 }
