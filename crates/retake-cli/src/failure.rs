@@ -248,6 +248,8 @@ impl From<EngineError> for Failure {
             EngineError::NoAnswer { .. } | EngineError::StillRunning { .. } => {
                 Self::of(Code::Conflict, &error)
             }
+            EngineError::Silent { .. } => Self::of(Code::Conflict, &error)
+                .hint("nothing was changed; if it has died, the same command does it then"),
             EngineError::Rejected { .. } => {
                 Self::of(Code::RunFailed, &error).hint("`retake undo RUN` takes the rejection back")
             }

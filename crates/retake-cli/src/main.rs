@@ -3,6 +3,7 @@
 mod app;
 mod arguments;
 mod arrival;
+mod asking;
 mod assignment;
 mod barrier;
 mod change;

@@ -8,6 +8,7 @@ use retake::store::StoreExt;
 use serde_json::{Value, json};
 
 use crate::app::App;
+use crate::asking;
 use crate::assignment;
 use crate::failure::Failure;
 use crate::wording;
@@ -36,7 +37,8 @@ impl Approve {
         let engine = app.engine().await?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
         let approved = !self.reject;
-        let head = engine.approve(run.id, &self.node, Decision { approved, with }, app.operation()).await?;
+        let decided = engine.approve(run.id, &self.node, Decision { approved, with }, app.operation());
+        let head = asking::done(app, &run, decided).await?;
         if app.output.json {
             app.output.document(&json!({
                 "execution": run.id, "name": run.name, "node": self.node, "approved": approved, "head": head,

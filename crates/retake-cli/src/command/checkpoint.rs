@@ -7,6 +7,7 @@ use retake::engine::address;
 use serde_json::json;
 
 use crate::app::App;
+use crate::asking;
 use crate::failure::{Code, Failure};
 use crate::wording;
 
@@ -28,7 +29,8 @@ impl Checkpoint {
         }
         let engine = app.engine().await?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
-        let head = engine.checkpoint(run.id, self.label.clone(), app.operation()).await?;
+        let saved = engine.checkpoint(run.id, self.label.clone(), app.operation());
+        let head = asking::done(app, &run, saved).await?;
         if app.output.json {
             app.output
                 .document(&json!({"execution": run.id, "name": run.name, "head": head, "label": self.label}));

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use clap::Args;
 use retake::execution::{Cost, ExecutionId};
-
 use retake::store::{ExecutionFilter, ExecutionRecord, TicketRecord, TicketStand, WorkerRecord, WorkerStand};
 use serde_json::{Value, json};
 

@@ -8,6 +8,7 @@ use retake::store::StoreExt;
 use serde_json::json;
 
 use crate::app::App;
+use crate::asking;
 use crate::failure::Failure;
 use crate::wording;
 
@@ -22,7 +23,7 @@ impl Pause {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let engine = app.engine().await?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
-        let head = engine.pause(run.id, app.operation()).await?;
+        let head = asking::done(app, &run, engine.pause(run.id, app.operation())).await?;
         let status = engine.store().require(run.id).await?.state.name();
         if app.output.json {
             app.output

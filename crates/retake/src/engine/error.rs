@@ -1,5 +1,7 @@
 //! Why an engine did not do what it was asked.
 
+use chrono::{DateTime, Utc};
+
 use crate::checkpoint::ConfigError;
 use crate::store::{Seq, StoreError};
 use crate::workflow::{ExpressionError, InputError, StoredDefinitionError, WorkflowError};
@@ -225,6 +227,20 @@ pub enum EngineError {
         name: String,
         /// The approval.
         node: String,
+    },
+
+    /// Whoever holds the lease did not answer in time, and has not renewed it: it may have died. The request was taken
+    /// back; when the lease has ended, nobody is asked.
+    #[error(
+        "the process that advances execution `{name}` did not answer within {waited_s} seconds, and its lease holds until {until}"
+    )]
+    Silent {
+        /// The execution's name.
+        name: String,
+        /// How long was waited.
+        waited_s: u64,
+        /// When the lease ends unless it is renewed.
+        until: DateTime<Utc>,
     },
 
     /// Whoever holds the lease did not answer in time. The request was taken back.

@@ -6,9 +6,10 @@
 use std::time::Duration;
 
 use super::decision::{Decision, decided};
-use super::held::Held;
+use super::held::{Held, LEASE_TTL};
 use super::secret::{refuse_secret, without_secrets};
 use super::{Engine, EngineError, standing};
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use crate::execution::{ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, node_id};
@@ -20,6 +21,13 @@ use crate::workflow::{NodeKind, OnError};
 
 /// How long an operation waits for the process that holds the lease.
 const ANSWER_WAIT: Duration = Duration::from_secs(20);
+
+/// How long it waits beyond that for the lease of a holder to end that says nothing, and renews nothing: one lease of the
+/// usual time to live.
+const SILENCE_WAIT_MAX: Duration = LEASE_TTL;
+
+/// How often it waits: for the holder that it found, and once its lease has ended.
+const ANSWER_ROUNDS: u32 = 2;
 
 /// How often it looks.
 const ANSWER_POLL: Duration = Duration::from_millis(50);
@@ -43,7 +51,8 @@ impl Engine {
     /// Saves the state as it is, under a label if one is given. Returns the newest point.
     ///
     /// # Errors
-    /// [`EngineError::NoAnswer`] where another process advances the execution and does not answer.
+    /// [`EngineError::NoAnswer`] where another process advances the execution and does not answer; [`EngineError::Silent`]
+    /// where it does not renew its lease either, and that holds for long.
     pub async fn checkpoint(
         &self,
         id: ExecutionId,
@@ -87,7 +96,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Ended`], and [`EngineError::StillRunning`] where the nodes in flight take long: the execution
-    /// pauses all the same, later.
+    /// pauses all the same, later. [`EngineError::Silent`] as in [`checkpoint`](Self::checkpoint).
     pub async fn pause(&self, id: ExecutionId, operation: NewOperation) -> Result<Seq, EngineError> {
         self.do_or_ask(id, Ask::Pause, operation).await
     }
@@ -95,7 +104,8 @@ impl Engine {
     /// Ends an execution: nodes in flight are ended. Returns the newest point.
     ///
     /// # Errors
-    /// [`EngineError::Ended`].
+    /// [`EngineError::Ended`]; [`EngineError::NoAnswer`] and [`EngineError::Silent`] where another process advances the
+    /// execution and does not answer.
     pub async fn cancel(&self, id: ExecutionId, operation: NewOperation) -> Result<Seq, EngineError> {
         self.do_or_ask(id, Ask::Cancel, operation).await
     }
@@ -146,43 +156,89 @@ impl Engine {
         let operation = without_secrets(&masks, operation);
         let stops = matches!(ask, Ask::Pause | Ask::Cancel);
         let request = Request { id: self.clock.new_id(), ask, operation };
-        match self.rest(id).await {
+        let until = match self.rest(id).await {
             Ok(rest) => {
                 let done = self.do_at_rest(&rest, request.ask, request.operation).await;
                 let done = self.without_ticket(id, stops, done).await;
                 return rest.end(done).await;
             }
-            Err(EngineError::Store(StoreError::Conflict(Conflict::Leased { .. }))) => {}
+            Err(EngineError::Store(StoreError::Conflict(Conflict::Leased { until, .. }))) => until,
             Err(error) => return Err(error),
-        }
+        };
         self.store.ask(id, request.clone()).await?;
-        let asked_at = self.clock.elapsed();
-        while self.clock.elapsed().saturating_sub(asked_at) < ANSWER_WAIT {
-            tokio::time::sleep(ANSWER_POLL).await;
-            if !self.store.requests(id).await?.iter().any(|pending| pending.id == request.id) {
-                return Ok(self.store.require(id).await?.head);
+        let (mut at_most, waited_s) = (ANSWER_WAIT, ANSWER_WAIT.as_secs());
+        for _ in 0..ANSWER_ROUNDS {
+            if let Some(answered) = self.answered(id, &request, at_most).await? {
+                return Ok(answered);
             }
-            // The holder may have ended, or died, without answering.
-            if self.store.require(id).await?.leased_by.is_none() {
-                let rest = self.rest(id).await?;
-                let done = match self.store.withdraw(id, request.id).await {
-                    Ok(true) => {
-                        let done = self.do_at_rest(&rest, request.ask, request.operation).await;
-                        self.without_ticket(id, stops, done).await
-                    }
-                    Ok(false) => Ok(rest.record.head),
-                    Err(error) => Err(error.into()),
-                };
-                return rest.end(done).await;
+            // A holder that lives has renewed its lease by now. One that has not has died, as far as anybody can tell.
+            if self.lease_end(id).await?.is_some_and(|end| end > until) {
+                let name = self.store.require(id).await?.name;
+                if request.ask == Ask::Pause {
+                    return Err(EngineError::StillRunning { name, waited_s });
+                }
+                self.store.withdraw(id, request.id).await?;
+                return Err(EngineError::NoAnswer { name, waited_s });
             }
-        }
-        let name = self.store.require(id).await?.name;
-        let waited_s = ANSWER_WAIT.as_secs();
-        if request.ask == Ask::Pause {
-            return Err(EngineError::StillRunning { name, waited_s });
+            let left = (until - self.clock.now()).to_std().unwrap_or_default();
+            if left > SILENCE_WAIT_MAX {
+                break;
+            }
+            // A worker may go on with it then, which is asked the same.
+            at_most = left + ANSWER_WAIT;
         }
         self.store.withdraw(id, request.id).await?;
-        Err(EngineError::NoAnswer { name, waited_s })
+        let name = self.store.require(id).await?.name;
+        Err(EngineError::Silent { name, waited_s, until })
+    }
+
+    /// Waits for the answer of whoever advances an execution, and answers where nobody does any more: its holder may end, or
+    /// die, without answering. Returns the newest point then, and `None` where that takes longer than `at_most`.
+    async fn answered(
+        &self,
+        id: ExecutionId,
+        request: &Request,
+        at_most: Duration,
+    ) -> Result<Option<Seq>, EngineError> {
+        let asked_at = self.clock.elapsed();
+        while self.clock.elapsed().saturating_sub(asked_at) < at_most {
+            tokio::time::sleep(ANSWER_POLL).await;
+            if !self.store.requests(id).await?.iter().any(|pending| pending.id == request.id) {
+                return Ok(Some(self.store.require(id).await?.head));
+            }
+            if self.store.require(id).await?.leased_by.is_some() {
+                continue;
+            }
+            let rest = match self.rest(id).await {
+                // A worker was there first, and is asked.
+                Err(EngineError::Store(StoreError::Conflict(Conflict::Leased { .. }))) => continue,
+                rest => rest?,
+            };
+            let done = match self.store.withdraw(id, request.id).await {
+                Ok(true) => {
+                    let stops = matches!(request.ask, Ask::Pause | Ask::Cancel);
+                    let request = request.clone();
+                    let done = self.do_at_rest(&rest, request.ask, request.operation).await;
+                    self.without_ticket(id, stops, done).await
+                }
+                Ok(false) => Ok(rest.record.head),
+                Err(error) => Err(error.into()),
+            };
+            return rest.end(done).await.map(Some);
+        }
+        Ok(None)
+    }
+
+    /// Returns when the lease on an execution ends, unless nobody holds one.
+    async fn lease_end(&self, id: ExecutionId) -> Result<Option<DateTime<Utc>>, EngineError> {
+        match Held::take(&self.store, &self.clock, id, self.lease_ttl).await {
+            Ok(mut held) => {
+                held.release().await;
+                Ok(None)
+            }
+            Err(StoreError::Conflict(Conflict::Leased { until, .. })) => Ok(Some(until)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Takes an execution out of the queue that was stopped: nobody is to go on with it.

@@ -1,5 +1,6 @@
 //! Workers: what they take, where they give it back, and how they leave it to others.
 
+use retake::clock::Clock as _;
 use retake::engine::{Edit, Submission, Worker, WorkerEvent, WorkerHandle, WorkerOptions, WorkerUntil};
 use retake::store::{Claim, Limit, QUEUE_DEFAULT, Queue, Store, Ticket};
 use tokio::sync::{Notify, mpsc};
@@ -77,6 +78,18 @@ impl Office {
         let mut worker = Worker::new(self.engine(), WorkerOptions::default()).unwrap();
         let (handle, events) = (worker.handle(), worker.watch());
         Hired { handle, events, worked: tokio::spawn(async move { worker.work().await.map(|_| ()) }) }
+    }
+
+    /// Claims what is due, and is not heard of again.
+    async fn die_with_it(&self, ttl: Duration) {
+        let claim = Claim {
+            worker: uuid::Uuid::from_u128(9),
+            queues: Vec::new(),
+            able: ["workflow:1", "closure:work"].map(str::to_owned).into(),
+            most: 1,
+            ttl,
+        };
+        assert_eq!(self.store.claim(&claim).await.unwrap().len(), 1);
     }
 
     async fn state(&self, id: retake::ExecutionId) -> ExecutionState {
@@ -325,18 +338,38 @@ async fn an_interrupted_effect_is_held_until_a_person_says_to_run_it_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_asked_of_a_worker_that_died_is_done_when_its_lease_has_ended() {
+    let office = Office::new();
+    let id = office.submit(diamond()).await;
+    office.die_with_it(Duration::from_secs(30)).await;
+    let began = tokio::time::Instant::now();
+    office.engine().cancel(id, somebody()).await.unwrap();
+    assert!((30..32).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert_eq!(office.state(id).await, ExecutionState::Cancelled);
+    assert_eq!(office.depth().await, (0, 0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_wait_for_the_lease_of_a_dead_worker_is_told_when_it_ends() {
+    let office = Office::new();
+    let id = office.submit(diamond()).await;
+    let ends = office.clock.now() + Duration::from_secs(600);
+    office.die_with_it(Duration::from_secs(600)).await;
+    let began = tokio::time::Instant::now();
+    for refused in [office.engine().cancel(id, somebody()).await, office.engine().pause(id, somebody()).await]
+    {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, EngineError::Silent { until, .. } if until == ends), "{error}");
+    }
+    assert!((40..42).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert_eq!(office.store.requests(id).await.unwrap(), [], "nothing is done behind anybody's back");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_goes_on_in_the_place_of_one_that_died() {
     let office = Office::new();
     let id = office.submit(diamond()).await;
-    // It claims, and is not heard of again.
-    let claim = Claim {
-        worker: uuid::Uuid::from_u128(9),
-        queues: Vec::new(),
-        able: ["workflow:1", "closure:work"].map(str::to_owned).into(),
-        most: 1,
-        ttl: Duration::from_secs(30),
-    };
-    assert_eq!(office.store.claim(&claim).await.unwrap().len(), 1);
+    office.die_with_it(Duration::from_secs(30)).await;
     let began = tokio::time::Instant::now();
     let told = office.work().await;
     let taken = told
