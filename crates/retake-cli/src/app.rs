@@ -15,10 +15,11 @@ use retake::store::{
 use retake::telemetry::Observed;
 
 use crate::arguments::{Arguments, STORE_DEFAULT};
-use crate::failure::{Code, Failure};
+use crate::failure::{Code, Failure, Matter};
 use crate::inputs;
 use crate::key_source;
 use crate::output::Output;
+use crate::wording;
 
 /// The command's surroundings.
 #[derive(Debug, Clone)]
@@ -256,6 +257,49 @@ impl App {
         format!("{line} {rest}")
     }
 
+    /// Returns a failure with what can be done about it in this store.
+    pub(crate) async fn advise(&self, failure: Failure) -> Failure {
+        let on_a_server = self.is_on_a_server().unwrap_or(false);
+        let advice = match (failure.matter, on_a_server) {
+            (None, _) => return failure,
+            (Some(Matter::Damage), _) => self.advice_on_damage(on_a_server),
+            (Some(Matter::Lease { run, until }), _) => {
+                // Who cannot be asked what it is called knows it by its id.
+                let found = match self.store().await {
+                    Ok(store) => store.execution(run).await.ok().flatten(),
+                    Err(_) => None,
+                };
+                let name = found.map_or_else(|| run.to_string(), |found| found.name);
+                let pause = self.command_line(format_args!("pause {}", wording::plain(&name)));
+                match on_a_server {
+                    true => format!(
+                        "wait until it ends, or ask it to stop by `{pause}`; if it has died, its lease ends {}",
+                        wording::until(self.clock.now(), until)
+                    ),
+                    false => format!("wait until it ends, or stop it with `{pause}`"),
+                }
+            }
+        };
+        let rest = failure.hint.as_deref().map(|hint| format!("; then {hint}")).unwrap_or_default();
+        Failure { matter: None, ..failure }.hint(format!("{advice}{rest}"))
+    }
+
+    /// Returns what can be done where something is damaged.
+    pub(crate) fn advice_on_damage(&self, on_a_server: bool) -> String {
+        match on_a_server {
+            true => format!(
+                "`{}` names all that is damaged: restore the database from a backup, or give a damaged run up by `{}`, as \
+                 far as its own record can be read",
+                self.command_line("doctor"),
+                self.command_line("rm RUN")
+            ),
+            false => format!(
+                "`{}` says what can be kept and what is lost",
+                self.command_line("doctor --fix --dry-run")
+            ),
+        }
+    }
+
     /// Returns what names the store, without the password in it.
     pub(crate) fn shown_store(&self) -> String {
         match self.location() {
@@ -420,4 +464,43 @@ fn log_of(path: &Path) -> PathBuf {
     let mut log = path.as_os_str().to_owned();
     log.push("-wal");
     log.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+    use clap::Parser;
+    use retake::store::Conflict;
+
+    use super::*;
+
+    async fn advice(store: &str, error: StoreError) -> String {
+        let arguments = Arguments::try_parse_from(["retake", "--store", store, "ls"]).unwrap();
+        let app = App::new(&arguments, Output::new(true), None);
+        app.advise(error.into()).await.hint.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_can_be_done_about_damage_depends_on_the_store() {
+        let damage =
+            || StoreError::Corrupt { record: "delta 7".to_owned(), why: "its checksum is wrong".to_owned() };
+        let in_a_file = advice("work.db", damage()).await;
+        assert_eq!(
+            in_a_file,
+            "`retake --store work.db doctor --fix --dry-run` says what can be kept and what is lost"
+        );
+        let on_a_server = advice("postgres://ann@127.0.0.1:1/work", damage()).await;
+        assert!(on_a_server.contains("restore the database from a backup"), "{on_a_server}");
+        assert!(!on_a_server.contains("--fix"), "{on_a_server}");
+    }
+
+    #[tokio::test]
+    async fn who_advances_a_run_is_asked_to_stop_by_its_id_where_its_name_is_not_known() {
+        let run = ExecutionId::from_u128(7);
+        let leased =
+            Conflict::Leased { execution: run, owner: "otter:7".to_owned(), until: DateTime::UNIX_EPOCH };
+        let told = advice("nowhere.db", leased.into()).await;
+        let pause = format!("`retake --store nowhere.db pause {run}`");
+        assert_eq!(told, format!("wait until it ends, or stop it with {pause}"));
+    }
 }

@@ -5,8 +5,10 @@ use std::fmt::Display;
 use std::io;
 use std::process::ExitCode;
 
+use chrono::{DateTime, Utc};
 use retake::engine::EngineError;
 use retake::engine::address::AddressError;
+use retake::execution::ExecutionId;
 use retake::store::{Conflict, StoreError};
 use retake::workflow::{Problem, WorkflowError};
 use serde_json::{Value, json};
@@ -39,8 +41,19 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     pub(crate) causes: Vec<String>,
     pub(crate) hint: Option<String>,
+    /// What there is to hint at beside that, which depends on the store.
+    pub(crate) matter: Option<Matter>,
     /// A file's problems with their places, to be drawn.
     pub(crate) report: Option<Box<WorkflowError>>,
+}
+
+/// What to do about it depends on the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Matter {
+    /// Something is damaged.
+    Damage,
+    /// Somebody else advances a run, and holds the lease until then.
+    Lease { run: ExecutionId, until: DateTime<Utc> },
 }
 
 impl Code {
@@ -74,7 +87,7 @@ impl Code {
 
 impl Failure {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), causes: Vec::new(), hint: None, report: None }
+        Self { code, message: message.into(), causes: Vec::new(), hint: None, matter: None, report: None }
     }
 
     /// Returns a failure of the operating system, or of what stands between it and the store.
@@ -151,17 +164,12 @@ impl From<StoreError> for Failure {
                 Some("choose another with `--name`, or go on with that run: `retake resume RUN`"),
             ),
             StoreError::Conflict(Conflict::IdTaken(_)) => (Code::Conflict, None),
-            StoreError::Conflict(Conflict::Leased { .. }) => {
-                (Code::Conflict, Some("wait until it ends, or stop it with `retake pause RUN`"))
-            }
+            StoreError::Conflict(Conflict::Leased { .. }) => (Code::Conflict, None),
             StoreError::Conflict(Conflict::InUse { .. }) => {
                 (Code::Conflict, Some("end the other retake processes, then try again"))
             }
             StoreError::Conflict(_) => (Code::Conflict, Some("look at `retake log RUN`, then try again")),
-            StoreError::Corrupt { .. } => (
-                Code::Store,
-                Some("`retake doctor --fix --dry-run` says what can be kept, or what else to do"),
-            ),
+            StoreError::Corrupt { .. } => (Code::Store, None),
             StoreError::Key { .. } => (
                 Code::Store,
                 Some("`--key` or RETAKE_KEY names the place of the key; without either there is none"),
@@ -178,6 +186,13 @@ impl From<StoreError> for Failure {
         };
         let mut failure = Self::of(code, &error);
         failure.hint = hint.map(str::to_owned);
+        failure.matter = if let StoreError::Corrupt { .. } = error {
+            Some(Matter::Damage)
+        } else if let StoreError::Conflict(Conflict::Leased { execution, until, .. }) = error {
+            Some(Matter::Lease { run: execution, until })
+        } else {
+            None
+        };
         failure
     }
 }

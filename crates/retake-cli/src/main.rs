@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         let app = App::new(&arguments, output.clone(), telemetry.trace_context());
         let code = match telemetry.within(command::execute(&app, arguments.command)).await {
             Ok(code) => code,
-            Err(failure) => output.fail(&failure),
+            Err(failure) => output.fail(&app.advise(failure).await),
         };
         telemetry.finish().await;
         code

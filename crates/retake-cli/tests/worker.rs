@@ -10,6 +10,7 @@ use std::io::{BufRead, BufReader, Lines};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Stdio};
 
+use retake::store::{CLAIMS_MAX, Claim, PostgresStore, Queue};
 use serde_json::{Value, json};
 
 use crate::place::{Done, Place};
@@ -71,6 +72,21 @@ impl Office {
         let mut process = self.place.command(&arguments).stdout(Stdio::piped()).spawn().unwrap();
         let events = BufReader::new(process.stdout.take().unwrap()).lines();
         Hired { process, events }
+    }
+
+    /// Lets as many workers as it takes die with what is due.
+    #[tokio::main(flavor = "current_thread")]
+    async fn wear_out(&self) {
+        let store = PostgresStore::connect(&self.store).await.unwrap();
+        let (worker, able) = (uuid::Uuid::from_u128(9), ["workflow:1", "kind:run"].map(str::to_owned).into());
+        let ttl = std::time::Duration::from_millis(1);
+        let claim = Claim { worker, queues: Vec::new(), able, most: 1, ttl };
+        let mut claims = 0;
+        while claims < CLAIMS_MAX {
+            claims += u32::try_from(store.claim(&claim).await.unwrap().len()).unwrap();
+        }
+        // The last lease has ended when this finds it.
+        while store.depths().await.unwrap()[0].stuck == 0 {}
     }
 
     /// Returns the lines that nodes wrote into a file.
@@ -361,6 +377,41 @@ fn a_run_says_what_holds_it_back_and_what_lets_it_go_on() {
         assert!(shown.contains(&way), "{way} is not in {shown}");
     }
     assert!(text(&["show", "otter", "pay"]).contains(&format!("\nidempotency key {key}\n")));
+}
+
+#[test]
+fn a_run_that_ends_its_workers_is_named_with_what_to_do() {
+    let office = Office::new();
+    office.place.write("chain.yaml", CHAIN);
+    office.submit("chain.yaml", "otter");
+    office.submit("chain.yaml", "heron");
+    office.json(&["pause", "heron"]);
+    office.wear_out();
+    let doctor = &office.json(&["doctor"])["queue"];
+    assert_eq!(doctor["stuck_runs"], json!([{"name": "otter", "queue": "default"}]));
+    for command in [&["doctor"][..], &["show", "otter"]] {
+        let done = office.place.retake(&[&["--store", office.store.as_str()], command].concat());
+        assert!(done.stdout.contains(" resume otter --detach` "), "{}", done.stdout);
+    }
+    office.json(&["resume", "otter", "--detach"]);
+    assert_eq!(office.work().last().unwrap()["runs"], 1);
+}
+
+#[test]
+fn a_run_in_the_hands_of_a_worker_is_named_to_who_would_take_it() {
+    let office = Office::new();
+    office.place.write("gated.yaml", GATED);
+    office.gate();
+    office.submit("gated.yaml", "otter");
+    let mut worker = office.hire(&[]);
+    worker.until("taken");
+    let gate = office.reached_gate();
+    let done = office.retake(&["resume", "otter"]);
+    let error: Value = serde_json::from_str(&done.stderr).unwrap();
+    let hint = error["error"]["hint"].as_str().unwrap();
+    assert!(hint.contains(" pause otter`; if it has died, its lease ends "), "{hint}");
+    assert_eq!(done.code, 4);
+    drop(gate);
 }
 
 #[test]

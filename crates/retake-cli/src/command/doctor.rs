@@ -5,7 +5,10 @@ mod fix;
 use std::process::ExitCode;
 
 use clap::Args;
-use retake::store::{FORMAT, QueueDepth, StaleLease, Store, WorkerRecord, WorkerStand};
+use retake::store::{
+    ExecutionFilter, FORMAT, Queue, QueueDepth, StaleLease, Store, StoreError, TicketStand, WorkerRecord,
+    WorkerStand,
+};
 use serde_json::{Value, json};
 
 use crate::app::{App, Opened};
@@ -89,6 +92,12 @@ impl Doctor {
             if !is_sound && path.is_some() {
                 let look = app.command_line("doctor --fix --dry-run");
                 app.output.note(format!("`{look}` shows what can be kept, and without `--dry-run` keeps it"));
+            } else if !is_sound {
+                app.output.note(format!(
+                    "restore the database from a backup, or give a damaged run up by `{}`, as far as its own record can be \
+                     read",
+                    app.command_line("rm RUN")
+                ));
             }
         }
         Ok(if is_sound { ExitCode::SUCCESS } else { Code::Store.exit() })
@@ -99,6 +108,8 @@ impl Doctor {
 struct Queueing {
     /// Queues with runs that nobody takes any more.
     stuck: Vec<QueueDepth>,
+    /// Those runs: their names, and queues. They are not known where a record cannot be read.
+    stuck_runs: Vec<(String, String)>,
     stale: Vec<StaleLease>,
     lost: Vec<WorkerRecord>,
 }
@@ -108,13 +119,20 @@ impl Queueing {
         let Opened::Queue(queue) = opened else { return Ok(None) };
         let mut stuck = queue.depths().await?;
         stuck.retain(|depth| depth.stuck > 0);
+        let stuck_runs = if stuck.is_empty() { Vec::new() } else { stuck_runs(&**queue).await? };
         let mut lost = queue.workers().await?;
         lost.retain(|worker| worker.stands == WorkerStand::Lost);
-        Ok(Some(Self { stuck, stale: queue.stale_leases().await?, lost }))
+        Ok(Some(Self { stuck, stuck_runs, stale: queue.stale_leases().await?, lost }))
     }
 
     fn document(&self) -> Value {
-        json!({"stuck": self.stuck, "stale_leases": self.stale, "lost_workers": self.lost})
+        let runs = self.stuck_runs.iter().map(|(name, queue)| json!({"name": name, "queue": queue}));
+        json!({
+            "stuck": self.stuck,
+            "stuck_runs": runs.collect::<Vec<_>>(),
+            "stale_leases": self.stale,
+            "lost_workers": self.lost,
+        })
     }
 
     fn print(&self, app: &App) {
@@ -128,9 +146,32 @@ impl Queueing {
             let (runs, queue) = (wording::count(*stuck, "run"), wording::plain(queue));
             app.output.line(format!("{runs} in queue {queue} ended every worker that took it"));
         }
+        for (name, queue) in &self.stuck_runs {
+            let (name, queue) = (wording::plain(name), wording::plain(queue));
+            let resume = app.command_line(format_args!("resume {name} --detach"));
+            app.output.line(format!("{name} is stuck in queue {queue}: `{resume}` tries again"));
+        }
         for WorkerRecord { report, seen_at, .. } in &self.lost {
             let (name, age) = (wording::plain(&report.name), wording::age(now, *seen_at));
             app.output.line(format!("worker {name} is lost: it was last seen {age}"));
         }
     }
+}
+
+/// Returns the names and the queues of the runs that nobody takes any more. A doctor goes on where a record is damaged, which
+/// the problems name.
+async fn stuck_runs(queue: &dyn Queue) -> Result<Vec<(String, String)>, Failure> {
+    let runs = match queue.executions(&ExecutionFilter::default()).await {
+        Ok(runs) => runs,
+        Err(StoreError::Corrupt { .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let ids: Vec<_> = runs.iter().map(|run| run.id).collect();
+    let tickets = queue.tickets(&ids).await?;
+    let stuck = tickets.into_iter().filter(|ticket| ticket.stands == TicketStand::Stuck);
+    let named = stuck.filter_map(|ticket| {
+        let run = runs.iter().find(|run| run.id == ticket.execution_id)?;
+        Some((run.name.clone(), ticket.queue))
+    });
+    Ok(named.collect())
 }
