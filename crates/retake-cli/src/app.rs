@@ -138,6 +138,7 @@ impl App {
 
     /// Opens the store, making it where there is none: for commands that start something.
     pub(crate) async fn make(&self) -> Result<Opened, Failure> {
+        self.tell_log()?;
         Ok(match self.location()? {
             Location::Sqlite(path) => {
                 Opened::Plain(observed(SqliteStore::open_with(path, self.options()?)?, "sqlite"))
@@ -152,6 +153,7 @@ impl App {
 
     /// Opens a store that must be there.
     pub(crate) async fn open(&self) -> Result<Opened, Failure> {
+        self.tell_log()?;
         Ok(match self.location()? {
             Location::Sqlite(path) => Opened::Plain(observed(self.sqlite_store(&path)?, "sqlite")),
             Location::Postgres(url) => {
@@ -160,6 +162,17 @@ impl App {
             }
             Location::Memory => Opened::Plain(observed(MemoryStore::new(), "memory")),
         })
+    }
+
+    /// Tells the log which kind of store is opened.
+    fn tell_log(&self) -> Result<(), Failure> {
+        let system = match self.location()? {
+            Location::Sqlite(_) => "sqlite",
+            Location::Postgres(_) => "postgresql",
+            Location::Memory => "memory",
+        };
+        tracing::info!(db.system.name = system, "the store is opened");
+        Ok(())
     }
 
     /// Opens the store, making it where there is none, whatever it can do.

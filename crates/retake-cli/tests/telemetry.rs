@@ -445,6 +445,35 @@ fn nothing_that_a_run_works_on_is_exported_or_logged() {
 }
 
 #[test]
+fn the_log_tells_what_begins_what_becomes_durable_and_where_it_ends() {
+    let place = Place::empty();
+    place.write("short.yaml", "name: short\ncheckpoints: always\nnodes: { it: { set: { a: 1 } } }\n");
+    let log = |level: &str, arguments: &[&str]| {
+        let output = succeeds(&mut command(&place, &[&["--log", level], arguments].concat()));
+        let said = String::from_utf8(output.stderr).unwrap();
+        let lines = said.lines().filter(|line| line.contains(" retake::"));
+        // Without the moment.
+        lines.map(|line| line.split_once('Z').unwrap().1.trim().to_owned()).collect::<Vec<_>>()
+    };
+    let run = log("info", &["run", "short.yaml", "--name", "otter"]);
+    let what: Vec<&str> = run.iter().map(|line| line.split_once(": ").unwrap().1).collect();
+    assert_eq!(what.len(), 3, "{run:?}");
+    assert!(what[0].starts_with("the store is opened db.system.name=\"sqlite\""), "{run:?}");
+    assert!(what[1].starts_with("an execution begins or goes on retake.execution.id="), "{run:?}");
+    assert!(what[2].starts_with("an execution stands still "), "{run:?}");
+    assert!(
+        what[2].contains(r#"retake.execution.name="otter" retake.execution.status="completed""#),
+        "{run:?}"
+    );
+    let durable =
+        |lines: &[String]| lines.iter().filter(|line| line.contains("a checkpoint is durable")).count();
+    assert_eq!(durable(&run), 0);
+    assert_eq!(durable(&log("debug", &["run", "short.yaml", "--name", "heron"])), 2);
+    assert_eq!(log("info", &["ls"]).len(), 1);
+    assert_eq!(log("warn", &["ls"]).len(), 0);
+}
+
+#[test]
 fn a_collector_that_is_gone_or_silent_changes_neither_the_end_nor_its_time_by_much() {
     let place = Place::empty();
     place.write("short.yaml", "name: short\nnodes: { it: { set: { a: 1 } } }\n");

@@ -244,6 +244,19 @@ fn an_approval_wakes_a_worker_and_a_delay_is_waited_for() {
 }
 
 #[test]
+fn the_log_of_a_worker_tells_what_it_takes_and_where_that_stands() {
+    let office = Office::new();
+    office.place.write("chain.yaml", CHAIN);
+    office.submit("chain.yaml", "otter");
+    let log = office.retake(&["--log", "info", "worker", "--drain"]).stderr;
+    let mut lines = log.lines();
+    for told in ["the worker takes executions", "an execution was taken", "an execution stands still"] {
+        assert!(lines.any(|line| line.contains(told)), "{told} does not follow in {log}");
+    }
+    assert!(log.contains(r#"retake.execution.name="otter""#), "{log}");
+}
+
+#[test]
 fn a_deduplication_key_submits_once_and_names_the_first() {
     let office = Office::new();
     office.place.write("chain.yaml", CHAIN);

@@ -363,7 +363,8 @@ async fn a_lost_lease_is_told_and_counted_once_for_each_write_that_meets_it() {
     let commits = listener.spans("commit");
     assert_eq!(commits[1].1.fields["error.type"], "fenced");
     let events = listener.events.lock().unwrap();
-    assert_eq!(events.iter().filter(|event| event.name == "WARN").count(), 2);
+    let events: Vec<&Told> = events.iter().filter(|event| event.name == "WARN").collect();
+    assert_eq!(events.len(), 2);
     assert_eq!(events[0].parent, Some(commits[1].0));
 }
 

@@ -213,6 +213,7 @@ impl Run {
     /// [`EngineError::Store`] where something could not be saved: the nodes are ended, and the execution stands at its
     /// last acknowledged checkpoint. A `Conflict` means that somebody else advances it now.
     pub async fn drive(mut self) -> Result<Outcome, EngineError> {
+        trace::begins(self.ctx.execution_id, &self.name, self.head);
         let outcome = self.run_to_end().await;
         self.held.release().await;
         outcome
@@ -220,7 +221,7 @@ impl Run {
 
     async fn run_to_end(&mut self) -> Result<Outcome, EngineError> {
         let span = self.span.clone();
-        let driven = Driven::new(span.clone());
+        let driven = Driven::new(span.clone(), self.ctx.execution_id, &self.name);
         let outcome = self.end().instrument(span).await;
         driven.ended(&outcome);
         outcome

@@ -1,7 +1,9 @@
 //! What an engine tells of its work as spans, events and measurements: names, numbers and kinds, and never a value, a
-//! prompt, an output, or the text of a failure, which may quote any of them.
+//! prompt, an output, or the text of a failure, which may quote any of them. Events that say no more than a span does are
+//! for the log alone, and belong to none.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{Span, field};
@@ -9,6 +11,7 @@ use tracing::{Span, field};
 use super::context::{Action, Task};
 use super::{EngineError, NodeError, Outcome, standing};
 use crate::execution::{ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult};
+use crate::store::Seq;
 use crate::telemetry::{
     EXECUTIONS, EXECUTIONS_ACTIVE, NODE_DURATION, NODE_RETRIES, NODES, NODES_ACTIVE, Raised, TOKENS,
 };
@@ -56,20 +59,57 @@ pub(super) fn identify(span: &Span, name: &str, workflow: &Workflow) {
     span.record("retake.workflow.id", field::display(workflow.id()));
 }
 
+/// Tells the log that a run begins, of an execution that is at this point.
+pub(super) fn begins(id: ExecutionId, name: &str, head: Seq) {
+    tracing::info!(
+        parent: None,
+        retake.execution.id = %id,
+        retake.execution.name = name,
+        retake.execution.head = head,
+        "an execution begins or goes on"
+    );
+}
+
 /// A run that is being driven.
 #[derive(Debug)]
 pub(super) struct Driven {
     span: Span,
+    id: ExecutionId,
+    name: Arc<str>,
     _active: Raised<0>,
 }
 
 impl Driven {
-    pub(super) fn new(span: Span) -> Self {
-        Self { span, _active: Raised::new(&EXECUTIONS_ACTIVE, []) }
+    pub(super) fn new(span: Span, id: ExecutionId, name: &Arc<str>) -> Self {
+        Self { span, id, name: Arc::clone(name), _active: Raised::new(&EXECUTIONS_ACTIVE, []) }
+    }
+
+    /// Tells the log how it ended; the span says the same to a collector.
+    fn tell_log(&self, outcome: &Result<Outcome, EngineError>) {
+        match outcome {
+            Ok(Outcome { state, head, nodes_run, nodes_reused, .. }) => tracing::info!(
+                parent: None,
+                retake.execution.id = %self.id,
+                retake.execution.name = &*self.name,
+                retake.execution.status = state.name(),
+                retake.execution.head = head,
+                retake.execution.nodes_run = nodes_run,
+                retake.execution.nodes_reused = nodes_reused,
+                "an execution stands still"
+            ),
+            Err(error) => tracing::warn!(
+                parent: None,
+                retake.execution.id = %self.id,
+                retake.execution.name = &*self.name,
+                error.r#type = class(error),
+                "an execution could not go on"
+            ),
+        }
     }
 
     /// Tells how it ended.
     pub(super) fn ended(self, outcome: &Result<Outcome, EngineError>) {
+        self.tell_log(outcome);
         let status = match outcome {
             Ok(outcome) => {
                 self.span.record("retake.execution.head", outcome.head);

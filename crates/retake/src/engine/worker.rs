@@ -240,7 +240,7 @@ struct Shift {
 impl Shift {
     async fn work(mut self, mut orders: mpsc::UnboundedReceiver<HandOver>) -> Result<Worked, EngineError> {
         self.bench
-            .tell(|| WorkerEvent::Ready {
+            .tell(WorkerEvent::Ready {
                 worker: self.claim.worker,
                 name: self.options.name.clone(),
                 queues: self.options.queues.clone(),
@@ -350,7 +350,7 @@ impl Shift {
             // What became due after the look at it is claimed by the next.
             if *looks == IDLE_LOOKS {
                 let (queue, due) = (depth.queue.clone(), depth.due);
-                self.bench.tell(|| WorkerEvent::HeldBack { queue, due, limit }).await;
+                self.bench.tell(WorkerEvent::HeldBack { queue, due, limit }).await;
             }
         }
     }
@@ -382,7 +382,7 @@ impl Shift {
         };
         let running = self.tasks.len();
         if before.is_none() {
-            self.bench.tell(|| WorkerEvent::Draining { running }).await;
+            self.bench.tell(WorkerEvent::Draining { running }).await;
         }
     }
 
@@ -391,7 +391,7 @@ impl Shift {
         match done {
             Ok(done) => {
                 if self.trouble.take().is_some() {
-                    self.bench.tell(|| WorkerEvent::StoreBack).await;
+                    self.bench.tell(WorkerEvent::StoreBack).await;
                 }
                 Some(done)
             }
@@ -403,7 +403,9 @@ impl Shift {
                     self.look = Some(Look::rest(rest));
                 }
                 if before.is_none() {
-                    self.bench.tell(|| WorkerEvent::StoreLost { why: chain(&error) }).await;
+                    let class = error.class();
+                    tracing::warn!(parent: None, error.r#type = class, "the store does not answer, and is asked again");
+                    self.bench.tell(WorkerEvent::StoreLost { why: chain(&error) }).await;
                 }
                 None
             }

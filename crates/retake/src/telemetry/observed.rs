@@ -91,6 +91,16 @@ impl<S: Store + ?Sized> Observed<S> {
                 let Some(record) = made.record() else { return done };
                 span.record("retake.checkpoint.seq", record.seq);
                 span.record("retake.checkpoint.size", record.size_bytes);
+                // The span says the same to a collector; the log shows events.
+                tracing::debug!(
+                    parent: None,
+                    retake.execution.id = %id,
+                    retake.checkpoint.cause = record.cause.kind(),
+                    retake.checkpoint.seq = record.seq,
+                    retake.checkpoint.size = record.size_bytes,
+                    retake.commit.duration = took.as_secs_f64(),
+                    "a checkpoint is durable"
+                );
                 instrument::COMMIT_DURATION
                     .record(took.as_secs_f64(), [("db.system.name", self.system.into())]);
                 "durable"

@@ -70,16 +70,17 @@ impl Bench {
             None => held.forget(),
         }
         if let Some(event) = leaving.event {
-            self.tell(|| event).await;
+            self.tell(event).await;
         }
         ended
     }
 
-    /// Tells the watcher, if there is one.
-    pub(super) async fn tell(&self, event: impl FnOnce() -> WorkerEvent) {
+    /// Tells the log, and the watcher, if there is one.
+    pub(super) async fn tell(&self, event: WorkerEvent) {
+        event.log();
         if let Some(events) = &self.events {
             // A watcher that left is no reason to stop.
-            let _left = events.send(event()).await;
+            let _left = events.send(event).await;
         }
     }
 
@@ -109,7 +110,7 @@ impl Bench {
             Ok(resumed) => resumed,
             Err(error) => return Err(Box::new((held, leaving(id, &record.name, &error)))),
         };
-        self.tell(|| WorkerEvent::Taken {
+        self.tell(WorkerEvent::Taken {
             execution: id,
             name: record.name.clone(),
             queue,

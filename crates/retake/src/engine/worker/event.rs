@@ -125,3 +125,50 @@ pub enum WorkerEvent {
         running: usize,
     },
 }
+
+impl WorkerEvent {
+    /// Tells the log: names, numbers and kinds, and not why, which may quote a value. How an execution ended, and that the
+    /// store does not answer, is told where more is known of it.
+    pub(super) fn log(&self) {
+        let of = |execution: &ExecutionId, name: &str, what: &'static str| {
+            tracing::info!(parent: None, retake.execution.id = %execution, retake.execution.name = name, "{what}");
+        };
+        match self {
+            Self::Ready { worker, name, queues, concurrency } => tracing::info!(
+                parent: None,
+                retake.worker.id = %worker,
+                retake.worker.name = name,
+                retake.worker.queues = queues.join(","),
+                retake.worker.concurrency = concurrency,
+                "the worker takes executions"
+            ),
+            Self::Taken { execution, name, queue, head, claims } => tracing::info!(
+                parent: None,
+                retake.execution.id = %execution,
+                retake.execution.name = name,
+                retake.execution.head = head,
+                retake.queue.name = queue,
+                retake.ticket.claims = claims,
+                "an execution was taken"
+            ),
+            Self::Parked { execution, name, .. } => of(execution, name, "an execution waits for its time"),
+            Self::Held { execution, name, .. } => of(execution, name, "an execution waits for somebody"),
+            Self::HandedOver { execution, name, .. } => of(execution, name, "an execution was handed over"),
+            Self::Left { execution, name, .. } => of(execution, name, "an execution was left to others"),
+            Self::Lost { execution, name, .. } => of(execution, name, "an execution was lost"),
+            Self::HeldBack { queue, due, .. } => tracing::info!(
+                parent: None,
+                retake.queue.name = queue,
+                retake.queue.depth = due,
+                "what is due in a queue is held back"
+            ),
+            Self::StoreBack => tracing::info!(parent: None, "the store answers again"),
+            Self::Draining { running } => tracing::info!(
+                parent: None,
+                retake.worker.running = running,
+                "the worker takes nothing more, and is about to end"
+            ),
+            Self::Finished { .. } | Self::StoreLost { .. } => {}
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! The connections of a store: at most so many, handed out one at a time.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ pub(super) struct Pool {
     connector: Connector,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<Connection>>,
+    /// Whether the server was last seen to go away.
+    is_away: AtomicBool,
 }
 
 /// A connection that is in use. Where it is dropped instead of given back, it is closed, for nobody knows what is still
@@ -54,7 +57,8 @@ impl Pool {
         let connector = address.tls.connector().map_err(refused)?;
         let options = address.options(options);
         let permits = Arc::new(Semaphore::new(options.connections_max.max(1)));
-        Ok(Arc::new(Self { address, options, connector, permits, idle: Mutex::default() }))
+        let (idle, is_away) = (Mutex::default(), AtomicBool::new(false));
+        Ok(Arc::new(Self { address, options, connector, permits, idle, is_away }))
     }
 
     pub(super) fn location(&self) -> &str {
@@ -88,9 +92,18 @@ impl Pool {
         loop {
             let opening = Connection::open(&self.address, &self.connector, &self.options, deadline, None);
             let fault = match opening.await {
-                Ok(connection) => return Ok(connection),
+                Ok(connection) => {
+                    if self.is_away.swap(false, Ordering::Relaxed) {
+                        tracing::info!(parent: None, "the server takes connections again");
+                    }
+                    return Ok(connection);
+                }
                 Err(fault) => fault,
             };
+            if fault.error.is_retryable() && !self.is_away.swap(true, Ordering::Relaxed) {
+                let class = fault.error.class();
+                tracing::warn!(parent: None, error.r#type = class, "the server takes no connection");
+            }
             let next = Instant::now() + pause;
             if patience == Patience::None || !fault.error.is_retryable() || next >= deadline {
                 return Err(fault);
@@ -162,6 +175,7 @@ impl Held {
             (Link::Whole, Some(connection)) if !connection.client.is_closed() => self.pool.keep(connection),
             (Link::Whole | Link::Lost, Some(connection)) => {
                 tracing::warn!("a connection to the server was lost");
+                self.pool.is_away.store(true, Ordering::Relaxed);
                 CONNECTION_LOSSES.add(1, [("db.system.name", "postgresql".into())]);
                 connection.cut();
             }
