@@ -36,7 +36,10 @@ const DEPTHS_EVERY: Duration = Duration::from_secs(5);
 /// Ctrl-C, or a signal to end, lets the nodes that run finish, for as long as --grace says, and hands their runs to other
 /// workers; a second one ends the nodes at once.
 ///
-/// Exit codes: 0 ended as it was told, 2 the store hands out no runs, 6 the store cannot be used.
+/// Where there is no store yet, a worker makes it; with --drain, it says so and ends.
+///
+/// Exit codes: 0 ended as it was told, 2 the store hands out no runs, 3 --drain and there is no store, 6 the store cannot be
+/// used.
 #[derive(Debug, Args)]
 pub(crate) struct Worker {
     /// A queue to serve; may be given several times. Without it, all are
@@ -71,8 +74,8 @@ impl Worker {
             end(app, Worked::default());
             return Ok(ExitCode::SUCCESS);
         }
-        // A worker that is there first makes the store.
-        let opened = app.make().await?;
+        // A worker that is there first makes the store; one that ends when nothing is left has nothing to wait for.
+        let opened = if self.drain { app.open().await? } else { app.make().await? };
         let measured = match &opened {
             Opened::Queue(queue) if app.is_measured() => Some(Arc::clone(queue)),
             Opened::Queue(_) | Opened::Plain(_) => None,

@@ -250,9 +250,12 @@ fn leaving(execution: ExecutionId, name: &str, error: &EngineError) -> Leaving {
     let (name, why) = (name.to_owned(), chain(error));
     let again = |delay| Some(Settlement::Again { delay });
     let (settlement, event) = match error {
-        // Somebody else has it, or removed it.
-        EngineError::Store(StoreError::Conflict(Conflict::Fenced { .. } | Conflict::HeadMoved { .. }))
-        | EngineError::Store(StoreError::NoExecution(_)) => {
+        EngineError::Store(StoreError::Conflict(Conflict::Fenced { .. } | Conflict::HeadMoved { .. })) => {
+            let why = "somebody else goes on with it".to_owned();
+            (None, WorkerEvent::Lost { execution, name, why })
+        }
+        EngineError::Store(StoreError::NoExecution(_)) => {
+            let why = "it was removed".to_owned();
             (None, WorkerEvent::Lost { execution, name, why })
         }
         EngineError::Store(StoreError::NewerFormat { .. })
@@ -272,4 +275,26 @@ fn leaving(execution: ExecutionId, name: &str, error: &EngineError) -> Leaving {
         }
     };
     Leaving { settlement, event: Some(event) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_lost_is_left_alone_and_told_in_words() {
+        let execution = ExecutionId::from_u128(7);
+        for (error, told) in [
+            (Conflict::Fenced { execution, ours: 1, found: 2 }.into(), "somebody else goes on with it"),
+            (
+                Conflict::HeadMoved { execution, expected: 1, found: 2 }.into(),
+                "somebody else goes on with it",
+            ),
+            (StoreError::NoExecution(execution), "it was removed"),
+        ] {
+            let Leaving { settlement, event } = leaving(execution, "otter", &EngineError::Store(error));
+            let expected = WorkerEvent::Lost { execution, name: "otter".into(), why: told.into() };
+            assert_eq!((settlement, event), (None, Some(expected)));
+        }
+    }
 }

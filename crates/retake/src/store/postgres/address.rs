@@ -36,6 +36,9 @@ const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 const PARAMETERS: &str = "schema, host, port, user, password, dbname, application_name, target_session_attrs, \
                           sslmode, sslrootcert, connect_timeout, call_timeout, connections_max";
 
+/// Longer names of parameters are not repeated.
+const PARAMETER_BYTES_MAX: usize = 32;
+
 /// The longest time that a URL may name, in seconds: a day.
 const SECONDS_MAX: u64 = 86_400;
 
@@ -180,7 +183,12 @@ impl Parts {
                     connections_max = Some(number.ok_or_else(wanted)?);
                 }
                 "target_session_attrs" => session = session_of(&value)?,
-                _ => return Err(format!("it has a parameter that is not known; known are {PARAMETERS}")),
+                name => {
+                    let named = if is_shown(name) { format!(", `{name}`") } else { String::new() };
+                    return Err(format!(
+                        "it has a parameter that is not known{named}; known are {PARAMETERS}"
+                    ));
+                }
             }
         }
         if !is_schema(&schema) {
@@ -215,6 +223,12 @@ impl Parts {
         let location = location(&user, &self.hosts, &database, &schema).into();
         Ok(Address { config, tls, schema, location, connect_timeout, call_timeout, connections_max })
     }
+}
+
+/// Tells whether the name of a parameter may be repeated: a password that was not written as it must be may stand anywhere, but
+/// hardly as a word of small letters before a `=`, behind a host without an `@`.
+fn is_shown(name: &str) -> bool {
+    name.len() <= PARAMETER_BYTES_MAX && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
 }
 
 /// Returns how to encrypt. Whoever names an authority wants to know whom they talk to.
@@ -447,6 +461,18 @@ mod tests {
         assert_eq!(without_password(url), shown);
         assert_eq!(without_password(shown), shown);
         assert_eq!(without_password("postgres:///?password=y"), "postgres:///");
+    }
+
+    #[test]
+    fn a_parameter_that_is_not_known_is_named_if_it_looks_like_one() {
+        assert!(
+            why("postgres://db/work?statement_timeout=5")
+                .contains("not known, `statement_timeout`; known are schema")
+        );
+        for odd in ["Hunter2", "hunter2", "%68unter"] {
+            let why = why(&format!("postgres://db/work?{odd}=5"));
+            assert!(why.contains("a parameter that is not known; known are"), "{why}");
+        }
     }
 
     #[test]
