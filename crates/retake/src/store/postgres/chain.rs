@@ -44,16 +44,22 @@ impl Reader<'_> {
         }
     }
 
-    /// Runs a statement that changes something, on its own or as part of the transaction.
+    /// Runs a statement that changes something, on its own or as part of the transaction. `after` follows it when it is
+    /// durable, unless it is part of one.
     pub(super) async fn write(
         &mut self,
         action: &'static str,
         sql: &'static str,
         values: Values<'_>,
+        after: Option<(&'static str, Values<'_>)>,
     ) -> Result<Vec<Row>, StoreError> {
-        match self {
-            Self::Db(db) => db.write(action, sql, values).await,
-            Self::Transaction(transaction) => transaction.query(sql, values).await,
+        match (self, after) {
+            (Self::Db(db), None) => db.write(action, sql, values).await,
+            (Self::Db(db), Some(after)) => {
+                let rows = db.pipeline_and(action, &[(sql, values)], after).await?;
+                Ok(rows.into_iter().next().unwrap_or_default())
+            }
+            (Self::Transaction(transaction), _) => transaction.query(sql, values).await,
         }
     }
 }

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use super::Shared;
 use super::chain::{self, Reader};
 use super::commit::{self, Draft};
+use super::db::Values;
 use super::known::Known;
 use super::outage::Outage;
 use super::row::{self, ExecutionRow, Fixed, Log, Point};
-use super::write::{self, Adoption, NewOperation, OperationArrays};
+use super::write::{Adoption, NewOperation, OperationArrays};
 use crate::store::link;
 use crate::store::load::FLOOR_MIN;
 use crate::store::{CheckpointRecord, Commit, Conflict, NewCheckpoint, NewExecution, StoreError, column};
@@ -18,13 +20,18 @@ use crate::store::{CheckpointRecord, Commit, Conflict, NewCheckpoint, NewExecuti
 /// How often a creation is tried where its keys turn out to be somebody else's.
 const ATTEMPTS_MAX: usize = 16;
 
-/// Adds an execution with its first point.
-pub(super) const INSERT: &str = concat!(
+/// Adds an execution with its first point on a condition, and does the rest of the statement with it.
+macro_rules! created {
+    ($condition:literal, $rest:literal) => {
+        concat!(
     "WITH made AS (
         INSERT INTO executions (key, id, name, created_at, origin_id, origin_seq, workflow, workflow_name, state,
             state_name, head, updated_at, spend, link, checksum, log_last, log_link, log_checksum, slack_max)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $4, $12, $13, $14, $15, $16, $17, $18)
-        RETURNING key
+        SELECT $1::bigint, $2::uuid, $3::bytea, $4::bigint, $5::uuid, $6::bigint, $7::uuid, $8::bytea, $9::bytea,
+            $10::text, $11::bigint, $4, $12::bytea, $13::bytea, $14::bytea, $15::bigint, $16::bytea, $17::bytea,
+            $18::bigint ",
+    $condition,
+    " RETURNING key
     ), points AS (
         INSERT INTO checkpoints (execution, seq, id, parent, delta, created_at, cause, label, state, completed_nodes,
             size_bytes, compressed, nodes, workflow, spend, link, checksum)
@@ -42,9 +49,17 @@ pub(super) const INSERT: &str = concat!(
             AS o (execution, number, at, who, command, cause, head_before, head_after, link, checksum)
         WHERE execution IN (SELECT key FROM made)
     ), ",
-    write::adopted!("$41::bigint[], $42::uuid[], $43::bytea[], $44::bytea[], $45::bytea[]", "made"),
-    " SELECT key FROM made"
-);
+    $crate::store::postgres::write::adopted!(
+        "$41::bigint[], $42::uuid[], $43::bytea[], $44::bytea[], $45::bytea[]",
+        "made"
+    ),
+    $rest
+        )
+    };
+}
+pub(super) use created;
+
+pub(super) const INSERT: &str = created!("", " SELECT key FROM made");
 
 /// An execution that is to be created, with everything in it that the server need not be asked for.
 #[derive(Debug)]
@@ -53,10 +68,20 @@ pub(super) struct Creation {
     draft: Draft,
 }
 
+/// What is done together with a creation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct With<'a> {
+    /// The statement, which begins as [`INSERT`] does.
+    pub(super) sql: &'static str,
+    /// Its values behind those of that.
+    pub(super) values: Values<'a>,
+    /// What follows it when it is durable, where that is of no consequence.
+    pub(super) after: (&'static str, Values<'a>),
+}
+
 /// What a creation made.
 #[derive(Debug)]
 pub(super) struct Created {
-    pub(super) key: i64,
     pub(super) record: CheckpointRecord,
     /// What is known of it then; `None` for a fork.
     known: Option<Known>,
@@ -77,13 +102,19 @@ impl Creation {
         }
     }
 
+    /// Tells whether it shares what is stored of another one.
+    pub(super) fn is_fork(&self) -> bool {
+        self.new.origin.is_some()
+    }
+
     /// Adds the execution, on its own or as part of a transaction. A fork's must be one: its origin's point stays as long
-    /// as that runs.
+    /// as that runs, and nothing follows then. Returns the rows of the statement, too.
     pub(super) async fn insert(
         &self,
         shared: &Shared,
         reader: &mut Reader<'_>,
-    ) -> Result<Created, StoreError> {
+        with: Option<With<'_>>,
+    ) -> Result<(Created, Vec<Row>), StoreError> {
         let base = match self.new.origin {
             Some(origin) => {
                 let execution = ExecutionRow::locked(reader, origin.execution_id).await?;
@@ -91,7 +122,7 @@ impl Creation {
             }
             None => None,
         };
-        self.insert_on(shared, reader, base).await
+        self.insert_on(shared, reader, base, with).await
     }
 
     async fn insert_on(
@@ -99,7 +130,8 @@ impl Creation {
         shared: &Shared,
         reader: &mut Reader<'_>,
         base: Option<i64>,
-    ) -> Result<Created, StoreError> {
+        with: Option<With<'_>>,
+    ) -> Result<(Created, Vec<Row>), StoreError> {
         let (new, checkpoint) = (&self.new, &self.draft.checkpoint);
         let key = shared.keys.next(reader, 0).await?;
         let empty;
@@ -181,8 +213,10 @@ impl Creation {
         ];
         let adopted: [&(dyn ToSql + Sync); 5] =
             [&adopters, &workflows, &definitions, &checksums, &run_checksums];
-        let values = [&values[..], &operations.values(), &adopted].concat();
-        reader.write("creating", INSERT, &values).await?;
+        let more = with.map_or(&[] as Values<'_>, |with| with.values);
+        let values = [&values[..], &operations.values(), &adopted, more].concat();
+        let sql = with.map_or(INSERT, |with| with.sql);
+        let rows = reader.write("creating", sql, &values, with.map(|with| with.after)).await?;
         let known = base.is_none().then(|| Known {
             key,
             head: 1,
@@ -194,7 +228,7 @@ impl Creation {
             log,
             reach: commit::reach_of_root(length),
         });
-        Ok(Created { key, record, known })
+        Ok((Created { record, known }, rows))
     }
 
     /// Returns the conflict that a failure stands for, if it does.
@@ -243,7 +277,7 @@ pub(super) async fn create(
             }
         }
         match attempt(shared, &creation).await {
-            Ok(Created { record, known, .. }) => {
+            Ok(Created { record, known }) => {
                 shared.batcher.count(1);
                 match known {
                     Some(known) => shared.cache.put(record.execution_id, known),
@@ -267,11 +301,11 @@ pub(super) async fn create(
 }
 
 async fn attempt(shared: &Arc<Shared>, creation: &Creation) -> Result<Created, StoreError> {
-    if creation.new.origin.is_none() {
-        return creation.insert(shared, &mut Reader::Db(&shared.db)).await;
+    if !creation.is_fork() {
+        return Ok(creation.insert(shared, &mut Reader::Db(&shared.db), None).await?.0);
     }
     let mut transaction = shared.db.transaction("creating").await?;
-    let created = creation.insert(shared, &mut Reader::Transaction(&mut transaction)).await?;
+    let (created, _) = creation.insert(shared, &mut Reader::Transaction(&mut transaction), None).await?;
     transaction.commit().await?;
     Ok(created)
 }

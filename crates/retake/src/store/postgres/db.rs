@@ -30,6 +30,9 @@ const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// The values of a statement's parameters.
 pub(super) type Values<'a> = &'a [&'a (dyn ToSql + Sync)];
 
+/// Statements with their values.
+pub(super) type Statements<'a> = &'a [(&'static str, Values<'a>)];
+
 /// The connections of a store. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Db {
@@ -136,10 +139,23 @@ impl Db {
     pub(super) async fn pipeline(
         &self,
         action: &'static str,
-        statements: &[(&'static str, Values<'_>)],
+        statements: Statements<'_>,
     ) -> Result<Vec<Vec<Row>>, StoreError> {
         let deadline = self.deadline();
-        self.together(action, "BEGIN", statements, deadline).await.map_err(|fault| fault.error)
+        self.together(action, "BEGIN", statements, None, deadline).await.map_err(|fault| fault.error)
+    }
+
+    /// Runs several statements as [`pipeline`](Self::pipeline) does, and one more that follows when they are durable, in the
+    /// same round trip. Whether that fails is of no consequence; it is also run where the others have failed.
+    pub(super) async fn pipeline_and(
+        &self,
+        action: &'static str,
+        statements: Statements<'_>,
+        after: (&'static str, Values<'_>),
+    ) -> Result<Vec<Vec<Row>>, StoreError> {
+        let deadline = self.deadline();
+        let done = self.together(action, "BEGIN", statements, Some(after), deadline).await;
+        done.map_err(|fault| fault.error)
     }
 
     /// Reads by several statements, which all see the store at one moment, in one round trip, as [`query`](Self::query)
@@ -147,11 +163,11 @@ impl Db {
     pub(super) async fn view(
         &self,
         action: &'static str,
-        statements: &[(&'static str, Values<'_>)],
+        statements: Statements<'_>,
     ) -> Result<Vec<Vec<Row>>, StoreError> {
         let (deadline, mut attempts) = (self.deadline(), self.attempts());
         loop {
-            match self.together(action, SNAPSHOT, statements, deadline).await {
+            match self.together(action, SNAPSHOT, statements, None, deadline).await {
                 Ok(rows) => return Ok(rows),
                 Err(fault) => attempts.another(fault)?,
             }
@@ -162,18 +178,30 @@ impl Db {
         &self,
         action: &'static str,
         begin: &'static str,
-        statements: &[(&'static str, Values<'_>)],
+        statements: Statements<'_>,
+        after: Option<(&'static str, Values<'_>)>,
         deadline: Instant,
     ) -> Result<Vec<Vec<Row>>, Fault> {
         let held = self.pool.take(action, deadline, Patience::ForAWhile).await?;
         let answer = Connection::answer(self.location(), action, deadline, async {
             let connection = held.connection();
             let prepared = prepared(connection, statements).await?;
+            let follows = match after {
+                Some((sql, values)) => Some((connection.statement(sql).await?, values)),
+                None => None,
+            };
             // Futures are polled in their order, and each sends when it is polled first.
             let begin = connection.client.batch_execute(begin);
             let all = run_all(&connection.client, &prepared, statements);
             let commit = connection.client.batch_execute("COMMIT");
-            let (begun, (rows, committed)) = join(begin, join(all, commit)).await;
+            let follow = async {
+                if let Some((statement, values)) = &follows
+                    && let Err(error) = run(&connection.client, statement, values).await
+                {
+                    tracing::debug!(%error, "what was to follow {action} failed");
+                }
+            };
+            let (begun, (rows, (committed, ()))) = join(begin, join(all, join(commit, follow))).await;
             begun?;
             let rows = rows?;
             committed.map(|()| rows)
@@ -282,7 +310,7 @@ impl Transaction {
     /// answered.
     pub(super) async fn query_all(
         &mut self,
-        statements: &[(&'static str, Values<'_>)],
+        statements: Statements<'_>,
     ) -> Result<Vec<Vec<Row>>, StoreError> {
         self.all(statements).await.map(rows)
     }
@@ -407,7 +435,7 @@ async fn start(client: &Client, begin: Option<&'static str>) -> Result<(), tokio
 
 async fn prepared(
     connection: &Connection,
-    statements: &[(&'static str, Values<'_>)],
+    statements: Statements<'_>,
 ) -> Result<Vec<Statement>, tokio_postgres::Error> {
     try_join_all(statements.iter().map(|(sql, _)| connection.statement(sql))).await
 }
@@ -416,7 +444,7 @@ async fn prepared(
 async fn run_all(
     client: &Client,
     prepared: &[Statement],
-    statements: &[(&'static str, Values<'_>)],
+    statements: Statements<'_>,
 ) -> Result<Vec<Answer>, tokio_postgres::Error> {
     let calls =
         prepared.iter().zip(statements).map(|(statement, (_, values))| run(client, statement, values));
@@ -458,6 +486,22 @@ mod tests {
             let source = std::error::Error::source(&error).unwrap().to_string();
             assert!(source.starts_with("division by zero"), "{source}");
             assert_eq!(all(&db).await, [1, 2]);
+        });
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_transaction_is_run_after_it_and_its_failure_is_of_no_consequence() {
+        let schema = Schema::new();
+        let db = numbers(&schema).await;
+        let task = tokio::spawn(async move {
+            db.pipeline_and("writing", &[(INSERT, &[&1])], (INSERT, &[&2])).await.unwrap();
+            db.pipeline_and("writing", &[(INSERT, &[&3])], ("SELECT 1 / 0", &[])).await.unwrap();
+            assert_eq!(all(&db).await, [1, 2, 3]);
+            let failing: Statements<'_> = &[(INSERT, &[&4]), ("SELECT 1 / 0", &[])];
+            let error = db.pipeline_and("writing", failing, ("SELECT 1", &[])).await.unwrap_err();
+            assert!(matches!(error, StoreError::Refused { .. }), "{error:?}");
+            assert_eq!(all(&db).await, [1, 2, 3]);
         });
         task.await.unwrap();
     }

@@ -1,6 +1,6 @@
 //! That no statement of a run looks at more rows than it is about, however many there are.
 
-use super::{asking, chain, commit, create, lease, query, write};
+use super::{asking, chain, commit, create, lease, query, queue, write};
 use crate::testkit::postgres::PostgresSchema;
 
 /// What the statements of a run are for.
@@ -9,6 +9,7 @@ const HOT: &[(&str, &str)] = &[
     ("a commit of an operation", write::FULL),
     ("the ground of a commit", commit::LOOK),
     ("a creation", create::INSERT),
+    ("a submission", queue::SUBMIT),
     ("a state", chain::WAY),
     ("the state of a point", chain::WAY_FROM_POINT),
     ("an execution", query::BY_ID),

@@ -17,7 +17,8 @@ use uuid::Uuid;
 
 pub(super) use self::bell::Bell;
 use super::chain::Reader;
-use super::create::Creation;
+use super::create::{Creation, With, created};
+use super::db::Values;
 use super::lease::{change, microseconds};
 use super::outage::Outage;
 use super::row::{ExecutionRow, damaged, get};
@@ -75,10 +76,22 @@ SELECT EXISTS (SELECT FROM released), EXISTS (
         OR EXISTS (SELECT FROM limits l WHERE l.kind = 'running' AND l.name = s.claimed_queue)
 )";
 
-const SUBMITTED: &str =
-    "SELECT e.id FROM submissions s JOIN executions e ON e.key = s.execution WHERE s.key = $1";
-
-const SUBMIT: &str = "INSERT INTO submissions (key, execution) VALUES ($1, $2)";
+/// Creates an execution with a ticket, unless one was submitted with the key `$46`. `$47`: the lane; `$48`: the queue; `$49`:
+/// the priority; `$50`: what it requires; `$51`: in how many microseconds it is due. Returns the key of what was made, and
+/// what was submitted with the deduplication key before.
+pub(super) const SUBMIT: &str = created!(
+    "WHERE $46::bytea IS NULL OR NOT EXISTS (SELECT FROM submissions s WHERE s.key = $46)",
+    ", ticketed AS (
+        INSERT INTO tickets (execution, stand, lane, later_lane, queue, priority, requires, starts, due)
+        SELECT key, CASE WHEN $51::bigint = 0 THEN 'ready' ELSE 'delayed' END,
+            substring(sha256($47::bytea || $8::bytea) FOR 16), $47, $48::bytea, $49::integer, $50::bytea[], $8,
+            moment() + $51::bigint * interval '1 microsecond'
+        FROM made
+    ), submitted AS (
+        INSERT INTO submissions (key, execution) SELECT $46, key FROM made WHERE $46 IS NOT NULL
+    ) SELECT (SELECT key FROM made),
+        (SELECT e.id FROM submissions s JOIN executions e ON e.key = s.execution WHERE s.key = $46)"
+);
 
 /// Returns the lane of all tickets that are for the same workers, whatever workflow they are of.
 fn lane(ticket: &Ticket) -> [u8; 16] {
@@ -152,7 +165,11 @@ async fn submit(
         }
         match attempt(shared, &creation, ticket, key.as_ref()).await {
             Ok(submitted) => {
-                shared.bell.ring(&shared.db).await;
+                match creation.is_fork() {
+                    // The server has been told by the way.
+                    false => shared.bell.strike(),
+                    true => shared.bell.ring(&shared.db).await,
+                }
                 return Ok(submitted);
             }
             Err(error) if super::fault::violated(&error).is_none() => outage.wait(error).await?,
@@ -169,35 +186,36 @@ async fn submit(
     Err(last.unwrap_or_else(|| StoreError::Closed { location: shared.db.location().to_owned() }))
 }
 
+/// Does all of it in one round trip, and has the server wake the workers after that.
 async fn attempt(
     shared: &Shared,
     creation: &Creation,
     ticket: &Ticket,
     key: Option<&[u8; 32]>,
 ) -> Result<Submitted, StoreError> {
-    let mut transaction = shared.db.transaction("submitting").await?;
-    if let Some(key) = key
-        && let Some(row) = transaction.optional(SUBMITTED, &[&&key[..]]).await?
-    {
-        let before = get(&row, 0).map_err(|why| damaged("a submission".to_owned(), why))?;
-        return Ok(Submitted::Duplicate(before));
-    }
-    let created = creation.insert(shared, &mut Reader::Transaction(&mut transaction)).await?;
-    let id = created.record.execution_id;
-    let slip = Slip::of(ticket);
-    let enqueue: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
-        &[&id, &&slip.lane[..], &slip.queue, &slip.priority, &slip.requires, &slip.delay];
-    match key {
-        Some(key) => {
-            let submit: &[&(dyn tokio_postgres::types::ToSql + Sync)] = &[&&key[..], &created.key];
-            transaction.query_all(&[(ENQUEUE, enqueue), (SUBMIT, submit)]).await?;
+    let (key, slip) = (key.map(|key| &key[..]), Slip::of(ticket));
+    let values: Values<'_> =
+        &[&key, &&slip.lane[..], &slip.queue, &slip.priority, &slip.requires, &slip.delay];
+    let (ring, channel) = shared.bell.announcement(&shared.db);
+    let announced: Values<'_> = &[&channel];
+    let with = Some(With { sql: SUBMIT, values, after: (ring, announced) });
+    let (created, rows) = match creation.is_fork() {
+        false => creation.insert(shared, &mut Reader::Db(&shared.db), with).await?,
+        true => {
+            let mut transaction = shared.db.transaction("submitting").await?;
+            let done = creation.insert(shared, &mut Reader::Transaction(&mut transaction), with).await?;
+            transaction.commit().await?;
+            done
         }
-        None => {
-            transaction.query(ENQUEUE, enqueue).await?;
-        }
+    };
+    let unread = |why| damaged("the answer to a submission".to_owned(), why);
+    let row = rows.first().ok_or_else(|| unread("there is none".to_owned()))?;
+    let made: Option<i64> = get(row, 0).map_err(unread)?;
+    match (made, get(row, 1).map_err(unread)?) {
+        (Some(_), _) => Ok(Submitted::Created(Box::new(created.record))),
+        (None, Some(before)) => Ok(Submitted::Duplicate(before)),
+        (None, None) => Err(unread("it made nothing".to_owned())),
     }
-    transaction.commit().await?;
-    Ok(Submitted::Created(Box::new(created.record)))
 }
 
 async fn enqueue(shared: &Shared, id: ExecutionId, ticket: &Ticket) -> Result<(), StoreError> {

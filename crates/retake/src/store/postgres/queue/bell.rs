@@ -61,6 +61,11 @@ impl Bell {
         self.rings.load(Ordering::SeqCst)
     }
 
+    /// Returns the statement that tells the server, and its value: for those who send it with what it tells of.
+    pub(in super::super) fn announcement(&self, db: &Db) -> (&'static str, String) {
+        (RING, channel(db.schema()))
+    }
+
     /// Wakes the workers of this store.
     pub(super) fn strike(&self) {
         self.rings.fetch_add(1, Ordering::SeqCst);
