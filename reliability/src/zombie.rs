@@ -20,9 +20,9 @@ const EXECUTIONS_AT_ONCE: usize = 12;
 /// The shortest that there is: so long a worker must be stopped.
 const LEASE: Duration = Duration::from_secs(1);
 
-/// No more than one takeover in so many may find its worker between its look at the lease and the start of a node, which
-/// nobody can prevent: the node then begins though another has recorded it.
-const LATE_ONE_IN: usize = 10;
+/// No more than one takeover in so many may find its worker between its look at the lease and what the node does first,
+/// which nobody can prevent: the node then begins though another has recorded it. These are some microseconds.
+const LATE_ONE_IN: usize = 50;
 
 /// How long it may take until something happens that must.
 const PATIENCE: Duration = Duration::from_secs(60);
