@@ -73,15 +73,15 @@ struct Trial {
 /// How many trials run at once: most of them wait for disks and processes.
 const AT_ONCE: usize = 3;
 
-/// All trials, in the order in which they begin.
+/// All trials, in the order in which they begin: those that wait for servers while others wait for disks.
 const TRIALS: &[Trial] = &[
     Trial { name: "power-cut", run: power_cut::run },
-    Trial { name: "zombie", run: zombie::run },
-    Trial { name: "network", run: network::run },
-    Trial { name: "chaos", run: chaos::run },
     Trial { name: "kill", run: kill::run },
     Trial { name: "damage", run: damage::trial },
     Trial { name: "io-errors", run: io_errors::run },
+    Trial { name: "zombie", run: zombie::run },
+    Trial { name: "network", run: network::run },
+    Trial { name: "chaos", run: chaos::run },
     Trial { name: "full-disk", run: full_disk::run },
     Trial { name: "model", run: model::run },
     Trial { name: "fence", run: fence::run },

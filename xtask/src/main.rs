@@ -34,21 +34,6 @@ const DRIVERS: &[&str] = &["tokio", "rusqlite", "libsqlite3-sys", "tokio-postgre
 /// What the tests draw their faults from, so that what fails fails again; by themselves, trials and fuzzer draw their own.
 const TEST_SEED: u32 = 1_844_954_828;
 
-/// The trials that tests have time for. Those of many machines (`zombie`, `network`, `chaos`, `race`) take minutes more.
-const TESTED_TRIALS: &[&str] = &[
-    "power-cut",
-    "kill",
-    "damage",
-    "io-errors",
-    "full-disk",
-    "model",
-    "fence",
-    "encryption",
-    "migration",
-    "bounds",
-    "poison",
-];
-
 /// Tests that take a minute and more, most of it waiting for a server.
 const SLOWEST: &str = "postgres_store";
 
@@ -116,9 +101,7 @@ fn test(shell: &Shell) -> xshell::Result<()> {
     // What has neither runtime nor driver is tested without them.
     cmd!(shell, "cargo test -p retake --no-default-features").run()?;
     every_test(shell, &cluster)?;
-    let seed = ["--seed".to_owned(), TEST_SEED.to_string()];
-    let chosen = TESTED_TRIALS.iter().map(|trial| (*trial).to_owned()).chain(seed);
-    trials(shell, &chosen.collect::<Vec<_>>())?;
+    trials(shell, &["--seed".to_owned(), TEST_SEED.to_string()])?;
     ends_unless(fuzzing.join().expect("a panic there has been told")?);
     Ok(())
 }
