@@ -301,6 +301,12 @@ fn a_run_that_is_resumed_keeps_its_place_but_for_what_is_named() {
     assert_eq!(place(), (json!("mail"), json!(-1), true));
     office.json(&["resume", "otter", "--detach", "--queue", "slow", "--delay", "0s"]);
     assert_eq!(place(), (json!("slow"), json!(-1), false));
+    // Another definition is not delayed by what the one before waited for, and waits where that did.
+    office.json(&["resume", "otter", "--detach", "--delay", "1h"]);
+    office.place.write("longer.yaml", &format!("{CHAIN}  d: {{ run: echo d }}\n"));
+    let redefined = office.retake(&["resume", "otter", "--detach", "--def", "longer.yaml", "--yes"]);
+    assert_eq!(redefined.code, 0, "{}", redefined.stderr);
+    assert_eq!(place(), (json!("slow"), json!(-1), false));
     // Who pauses a run takes it out of its queue.
     office.json(&["pause", "otter"]);
     office.json(&["resume", "otter", "--detach"]);

@@ -29,8 +29,8 @@ use crate::{inputs, question, wording};
 /// in both keep their results, and what changed, and what depends on that, runs again.
 ///
 /// With --detach, a run that still has a place in a queue keeps queue and priority, and the time that it waits for, except
-/// for what --queue, --priority, --delay and --at name. One that has ended, failed or was paused has none any more, and
-/// begins anew: `default`, 0, at once.
+/// for what --queue, --priority, --delay and --at name. One that has ended or failed, or was paused or changed, has none any
+/// more, and begins anew: `default`, 0, at once.
 ///
 /// Exit codes: those of `run`, 3 no such run, 4 somebody else advances it, 7 a node may have taken effect already.
 #[derive(Debug, Args)]
@@ -86,6 +86,7 @@ impl Resume {
         let definition = self.def.as_deref().map(inputs::workflow).transpose()?;
         let engine = app.engine().await?;
         let run = address::resolve_run(&**engine.store(), &self.run).await?;
+        let before = if self.detach.detach { ticket_of(&engine, &run).await? } else { None };
         let mut again = self.again.clone();
         if let Some(workflow) = definition {
             warn(app, &workflow);
@@ -102,7 +103,7 @@ impl Resume {
             skip_compensation: once(self.skip_compensation.clone()),
         };
         if self.detach.detach {
-            return self.enqueue(app, &engine, &run, request).await;
+            return self.enqueue(app, &engine, &run, before, request).await;
         }
         let wishes =
             Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
@@ -116,9 +117,14 @@ impl Resume {
         app: &App,
         engine: &Engine,
         run: &ExecutionRecord,
+        before: Option<TicketRecord>,
         request: Request,
     ) -> Result<ExitCode, Failure> {
-        let ticket = self.detach.ticket(app.clock.now(), ticket_of(engine, run).await?)?;
+        // What another definition makes of it does not wait for what the one before waited for.
+        let is_running = engine.store().require(run.id).await?.state == ExecutionState::Running;
+        let before =
+            before.map(|ticket| TicketRecord { due_at: ticket.due_at.filter(|_| is_running), ..ticket });
+        let ticket = self.detach.ticket(app.clock.now(), before)?;
         let (state, head) = engine.enqueue(run.id, ticket.clone(), request).await?;
         if app.output.json {
             app.output.event(&json!({
@@ -218,12 +224,9 @@ impl Resume {
     }
 }
 
-/// Returns the ticket that a run has. When it is due counts only while it goes on by itself: what stopped it since, a
-/// rollback or an edit, left behind what it waited for.
+/// Returns the ticket that a run has, before another definition takes it out of its queue.
 async fn ticket_of(engine: &Engine, run: &ExecutionRecord) -> Result<Option<TicketRecord>, Failure> {
-    let ticket = engine.queue()?.tickets(&[run.id]).await?.pop();
-    let is_running = engine.store().require(run.id).await?.state == ExecutionState::Running;
-    Ok(ticket.map(|ticket| TicketRecord { due_at: ticket.due_at.filter(|_| is_running), ..ticket }))
+    Ok(engine.queue()?.tickets(&[run.id]).await?.pop())
 }
 
 /// Returns names without those that were given before.
