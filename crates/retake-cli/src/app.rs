@@ -301,10 +301,9 @@ impl App {
     pub(crate) fn advice_on_damage(&self, on_a_server: bool) -> String {
         match on_a_server {
             true => format!(
-                "`{}` names all that is damaged: restore the database from a backup, or give a damaged run up by `{}`, as \
-                 far as its own record can be read",
+                "`{}` names all that is damaged: restore the database from a backup, or give a damaged run up by `{}`",
                 self.command_line("doctor"),
-                self.command_line("rm RUN")
+                self.command_line("rm ID")
             ),
             false => format!(
                 "`{}` says what can be kept and what is lost",

@@ -94,9 +94,8 @@ impl Doctor {
                 app.output.note(format!("`{look}` shows what can be kept, and without `--dry-run` keeps it"));
             } else if !is_sound {
                 app.output.note(format!(
-                    "restore the database from a backup, or give a damaged run up by `{}`, as far as its own record can be \
-                     read",
-                    app.command_line("rm RUN")
+                    "restore the database from a backup, or give a damaged run up by `{}`",
+                    app.command_line("rm ID")
                 ));
             }
         }
