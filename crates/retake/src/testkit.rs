@@ -46,7 +46,10 @@ mod moving;
 mod queueing;
 mod reading;
 mod removing;
+mod settling;
+mod standing;
 mod trial;
+mod waking;
 mod workflows;
 mod writing;
 
@@ -135,7 +138,7 @@ pub fn contract() -> Vec<Case> {
 
 /// Returns all that a store must do that hands executions out to workers, beside what every store must do.
 pub fn queue_contract() -> Vec<Case> {
-    [queueing::CASES, limiting::CASES].concat()
+    [queueing::CASES, settling::CASES, standing::CASES, waking::CASES, limiting::CASES].concat()
 }
 
 /// Runs the whole contract, each case on an empty store of its own, some at the same time. Needs tokio's multi-threaded
