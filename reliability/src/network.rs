@@ -258,7 +258,9 @@ impl Networks {
 
     /// Returns what a command begins with that lives in a network.
     fn within(&self, network: &str) -> Vec<String> {
-        ["ip", "netns", "exec", network].map(str::to_owned).to_vec()
+        // `ip netns exec` would give it mounts of its own too, copies of all that there are: a file system that another
+        // trial takes away at that moment would go on under them.
+        vec!["nsenter".to_owned(), format!("--net=/run/netns/{network}")]
     }
 
     /// Lets packets between workers and server fail, from now on.
@@ -274,18 +276,18 @@ impl Networks {
              chain in {{ type filter hook input priority 0; iifname cable {verdict}; }}\n\
              chain out {{ type filter hook output priority 0; oifname cable {verdict}; }}\n}}"
         );
-        succeed(Command::new("ip").args(["netns", "exec", &self.server, "nft", &rules]))
+        self.filter(&rules)
+    }
+
+    /// Changes what the server's network lets through.
+    fn filter(&self, rules: &str) -> Outcome<()> {
+        let within = self.within(&self.server);
+        succeed(Command::new(&within[0]).args(&within[1..]).args(["nft", rules]))
     }
 
     /// Lets all packets through.
     fn heal(&self) -> Outcome<()> {
-        succeed(Command::new("ip").args([
-            "netns",
-            "exec",
-            &self.server,
-            "nft",
-            &format!("delete table {TABLE}"),
-        ]))
+        self.filter(&format!("delete table {TABLE}"))
     }
 }
 

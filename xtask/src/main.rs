@@ -43,6 +43,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("mkfs.ext4", "e2fsprogs"),
     ("mount", "mount"),
     ("fallocate", "util-linux"),
+    ("nsenter", "util-linux"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
 ];
