@@ -90,7 +90,8 @@ pub(super) async fn renew(shared: &Shared, lease: &Lease) -> Result<(), StoreErr
 pub(super) async fn release(shared: &Shared, lease: &Lease) -> Result<(), StoreError> {
     let fence = column::stored("the fence", lease.fence)?;
     if change(shared, "giving a lease back", RELEASE, &[&lease.execution_id, &fence]).await? > 0 {
-        shared.bell.ring_later(&shared.db);
+        // Told before this returns: a process that has nothing more to do ends then, and what it would tell later with it.
+        shared.bell.ring(&shared.db).await;
     }
     Ok(())
 }
