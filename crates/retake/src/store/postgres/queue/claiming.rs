@@ -34,6 +34,9 @@ const ROUNDS_MAX: u32 = 16;
 /// How much longer each of its pauses is than the one before.
 const ROUND_PAUSE: Duration = Duration::from_millis(2);
 
+/// How long a worker leaves tickets alone whose time has come and whose rows somebody else keeps locked.
+const LOCKED_PAUSE: Duration = Duration::from_millis(100);
+
 /// The plans do not depend on what the server believes of tables that grow and shrink all the time.
 pub(super) const PLAN: &str = "
 SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
@@ -186,7 +189,9 @@ pub(super) async fn claim(shared: &Shared, claim: &Claim) -> Result<Vec<Claimed>
         let is_all = found.claimed.len() == found.planned && (found.planned < claim.most || claim.most == 0);
         // What it has just claimed may be to be had again when those leases run out.
         let own = (!found.claimed.is_empty()).then_some(claim.ttl);
-        let next = found.next.into_iter().chain(own).min();
+        // What is due and was passed by has its row locked by somebody else.
+        let next = found.next.map(|next| if next.is_zero() { LOCKED_PAUSE } else { next });
+        let next = next.into_iter().chain(own).min();
         let heard = is_all.then(|| Heard { rings, next: next.and_then(|next| began.checked_add(next)) });
         shared.bell.note(claim.worker, heard);
         return Ok(found.claimed);
