@@ -10,7 +10,7 @@ use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 
 use super::connect::first_row;
 use super::db::{Db, Transaction};
-use super::fault::said;
+use super::fault::{Fault, said};
 use crate::store::StoreError;
 
 const ACTION: &str = "making its tables";
@@ -38,6 +38,8 @@ pub(super) enum Missing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
     NoSchema,
+    /// A schema that the user may not look into.
+    Hidden,
     /// A schema without tables.
     Empty,
     /// Tables, but not a store's.
@@ -82,7 +84,7 @@ async fn attempt(
     match found {
         Found::NoSchema => sql.push_str(&format!("CREATE SCHEMA \"{schema}\"; {FORMAT_TABLE}")),
         Found::Empty => sql.push_str(FORMAT_TABLE),
-        Found::Others | Found::Format(_) => {}
+        Found::Hidden | Found::Others | Found::Format(_) => {}
     }
     for (number, statements) in migrations.iter().filter(|(number, _)| *number > format) {
         sql.push_str(&format!("{statements}; UPDATE format SET number = {number}; "));
@@ -94,7 +96,8 @@ async fn attempt(
 /// Finds out what the schema holds.
 async fn look(transaction: &mut Transaction, schema: &str) -> Result<Found, StoreError> {
     let tables = format!(
-        "SELECT count(DISTINCT n.oid), count(c.oid), count(*) FILTER (WHERE c.relname = 'format') \
+        "SELECT count(DISTINCT n.oid), count(c.oid), count(*) FILTER (WHERE c.relname = 'format'), \
+         count(*) FILTER (WHERE NOT has_schema_privilege(n.oid, 'USAGE')) \
          FROM pg_namespace n LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p', 'v', 'm', 'f') \
          WHERE n.nspname = '{schema}'"
     );
@@ -102,8 +105,10 @@ async fn look(transaction: &mut Transaction, schema: &str) -> Result<Found, Stor
     let numbers: Vec<u64> = counts.iter().map(|count| count.parse().unwrap_or(0)).collect();
     match numbers[..] {
         [0, ..] => return Ok(Found::NoSchema),
-        [_, 0, _] => return Ok(Found::Empty),
-        [_, _, 1] => {}
+        // Its tables are there, and for this user they are not.
+        [.., hidden] if hidden > 0 => return Ok(Found::Hidden),
+        [_, 0, ..] => return Ok(Found::Empty),
+        [_, _, 1, _] => {}
         _ => return Ok(Found::Others),
     }
     let format = transaction.batch("SELECT number FROM format", BOUND).await?;
@@ -117,6 +122,14 @@ fn decide(db: &Db, found: Found, newest: u32, missing: Missing) -> Result<u32, S
     match (found, missing) {
         (Found::NoSchema | Found::Empty, Missing::Create) => Ok(0),
         (Found::NoSchema | Found::Empty, Missing::Refuse) => Err(StoreError::Absent { location }),
+        (Found::Hidden, Missing::Create | Missing::Refuse) => {
+            let why = format!(
+                "the user may not use the schema `{0}`: its owner grants that by `GRANT USAGE ON SCHEMA {0}`, and `GRANT \
+                 SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {0}`",
+                db.schema()
+            );
+            Err(Fault::refused(&location, ACTION, why).error)
+        }
         (Found::Others, Missing::Create | Missing::Refuse) => {
             let why = format!("the tables in its schema `{}` are somebody else's", db.schema());
             Err(StoreError::NotAStore { location, why })
