@@ -264,6 +264,11 @@ fn a_deduplication_key_submits_once_and_names_the_first() {
     let second = office.json(&["run", "chain.yaml", "--detach", "--dedup", "order 7"]);
     assert_eq!((&first["duplicate"], &second["duplicate"]), (&json!(false), &json!(true)));
     assert_eq!((&first["execution"], &first["name"]), (&second["execution"], &second["name"]));
+    office.place.write("gated.yaml", GATED);
+    let other = office.retake(&["run", "gated.yaml", "--detach", "--dedup", "order 7"]);
+    assert_eq!(other.code, 4, "{}", other.stderr);
+    assert!(other.stderr.contains("a run of chain"), "{}", other.stderr);
+    assert_eq!(office.retake(&["run", "chain.yaml", "--detach", "--dedup", ""]).code, 2);
     assert_eq!(office.json(&["ls"]).as_array().unwrap().len(), 1);
 }
 

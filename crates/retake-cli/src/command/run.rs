@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use retake::engine::{Engine, Start, Submission};
+use retake::store::StoreExt;
 use retake::workflow::{NAME_BYTES_MAX, Workflow};
 use serde_json::json;
 
@@ -13,7 +15,7 @@ use crate::app::App;
 use crate::command::validate::warn;
 use crate::detach::{self, Detach};
 use crate::drive::drive;
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 use crate::signals::Wishes;
 use crate::{inputs, wording};
 
@@ -43,7 +45,7 @@ pub(crate) struct Run {
     detach: Detach,
 
     /// With --detach: start nothing where a run was submitted under the same text before, and name that one
-    #[arg(long, requires = "detach", value_name = "TEXT")]
+    #[arg(long, requires = "detach", value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     dedup: Option<String>,
 }
 
@@ -75,11 +77,22 @@ impl Run {
         start: Start,
     ) -> Result<ExitCode, Failure> {
         let ticket = self.detach.ticket(app.clock.now(), None)?;
+        let workflow_name = workflow.definition().name.clone();
         let submitted = engine.submit(Arc::new(workflow), start, ticket.clone(), self.dedup).await?;
         let (execution, name, is_duplicate) = match &submitted {
             Submission::Created { execution, name } => (execution, name, false),
             Submission::Duplicate { execution, name } => (execution, name, true),
         };
+        if is_duplicate {
+            let of = engine.store().require(*execution).await?.workflow_name;
+            if of != workflow_name {
+                let (name, of) = (wording::plain(name), wording::plain(&of));
+                let why = format!("{name}, a run of {of}, was submitted under this --dedup before");
+                return Err(Failure::new(Code::Conflict, why).hint(
+                    "keys are shared by all workflows of a store: begin them with the workflow's name",
+                ));
+            }
+        }
         if app.output.json {
             app.output.event(&json!({
                 "event": "submitted", "execution": execution, "name": name, "duplicate": is_duplicate,
