@@ -20,7 +20,7 @@ use crate::app::{App, Opened};
 use crate::arrival::{self, Arrival};
 use crate::command::queue::name;
 use crate::detach::duration;
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::signals::Wishes;
 use crate::wording;
@@ -71,8 +71,7 @@ impl Worker {
             Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
         let away = |why| tell(&app.output, &WorkerEvent::StoreLost { why });
         if arrival::reach(app, &mut wishes, away).await? == Arrival::Stopped {
-            end(app, Worked::default());
-            return Ok(ExitCode::SUCCESS);
+            return end(app, Worked::default());
         }
         // A worker that is there first makes the store; one that ends when nothing is left has nothing to wait for.
         let opened = if self.drain { app.open().await? } else { app.make().await? };
@@ -113,17 +112,24 @@ impl Worker {
             Ok(worked) => worked,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        end(app, worked?);
-        Ok(ExitCode::SUCCESS)
+        end(app, worked?)
     }
 }
 
 /// Says what a worker did that has ended.
-fn end(app: &App, Worked { ended }: Worked) {
+fn end(app: &App, Worked { ended, abandoned }: Worked) -> Result<ExitCode, Failure> {
     if app.output.json {
-        app.output.event(&json!({"event": "ended", "runs": ended}));
+        app.output.event(&json!({"event": "ended", "runs": ended, "abandoned": abandoned}));
     } else {
         app.output.line(format!("{} ended here", wording::count(ended, "run")));
+    }
+    match abandoned {
+        0 => Ok(ExitCode::SUCCESS),
+        runs => {
+            let runs = wording::count(runs, "run");
+            Err(Failure::new(Code::Store, format!("{runs} could not be handed over"))
+                .hint("others go on from the last checkpoints when the leases have run out; `ls` names them until then"))
+        }
     }
 }
 
@@ -181,6 +187,10 @@ fn line(event: &WorkerEvent) -> Option<String> {
         }
         WorkerEvent::Held { name, why, .. } => {
             format!("{}: {} {}", plain(name), "waits:".yellow(), plain(why))
+        }
+        WorkerEvent::Abandoned { name, .. } => {
+            let what = "others go on from its last checkpoint when its lease has run out";
+            format!("{}: {} {what}", plain(name), "not handed over:".red())
         }
         WorkerEvent::HandedOver { name, head, .. } => format!("{}: handed over at @{head}", plain(name)),
         WorkerEvent::Left { name, why, .. } => format!("{}: left to others: {}", plain(name), plain(why)),

@@ -22,6 +22,9 @@ pub const LEASE_TTL_MAX: Duration = Duration::from_secs(3_600);
 /// How often a lease is renewed in its time to live, so that a renewal may come late or fail.
 const RENEWALS_PER_TTL: u32 = 3;
 
+/// The longest time between two renewals, however long the lease holds: that it is renewed shows that its holder lives.
+const RENEWED_AFTER_MAX: Duration = Duration::from_secs(10);
+
 /// How often a renewal that failed is tried again in the time between two renewals.
 const TRIES_PER_RENEWAL: u32 = 4;
 
@@ -176,7 +179,7 @@ impl Hold {
 
     /// Renews the lease in time, until somebody else has it.
     async fn until_lost(self) -> StoreError {
-        let every = self.lease.ttl / RENEWALS_PER_TTL;
+        let every = (self.lease.ttl / RENEWALS_PER_TTL).min(RENEWED_AFTER_MAX);
         let mut next = every;
         loop {
             tokio::time::sleep(next).await;

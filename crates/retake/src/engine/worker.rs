@@ -6,7 +6,7 @@ mod looking;
 mod reporting;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -42,6 +42,10 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(10);
 
 /// How often a worker that ends when nothing is left finds something due, and does not get it, before it says so.
 const IDLE_LOOKS: u32 = 2;
+
+/// How long a worker whose store was away claims nothing when it is back: leases that ran out meanwhile, its own among them,
+/// are renewed first by those who still live.
+const RENEWED_WAIT: Duration = Duration::from_secs(3);
 
 /// How long executions may take to be given back once their nodes were ended; after that their leases run out.
 const HAND_OVER_WAIT: Duration = Duration::from_secs(5);
@@ -142,6 +146,9 @@ impl WorkerHandle {
 pub struct Worked {
     /// Executions that ended: completed, failed, or stopped by somebody.
     pub ended: u64,
+    /// Executions that it could not hand over when it ended: others go on with them when their leases have run out, from
+    /// their last checkpoints.
+    pub abandoned: u64,
 }
 
 impl Worker {
@@ -192,7 +199,8 @@ impl Worker {
         };
         let (ending, ended) = watch::channel(None);
         let reporter = Reporter::begin(Arc::clone(&queue), id, &options);
-        let bench = Arc::new(Bench { engine, queue: Arc::clone(&queue), events, ended });
+        let bench =
+            Arc::new(Bench { engine, queue: Arc::clone(&queue), events, ended, in_hand: Mutex::default() });
         let shift = Shift {
             queue,
             options,
@@ -249,7 +257,10 @@ impl Shift {
             .await;
         loop {
             if self.look.is_none() && self.is_taking() {
-                self.look = Some(self.claims());
+                self.look = Some(match self.trouble {
+                    Some(_) => Look::greeting(Arc::clone(&self.queue)),
+                    None => self.claims(),
+                });
             }
             if self.tasks.is_empty() && self.look.is_none() {
                 break;
@@ -278,7 +289,11 @@ impl Shift {
                 }
             }
         }
-        let Self { reporter, worked, fatal, .. } = self;
+        let Self { reporter, mut worked, fatal, bench, .. } = self;
+        for (execution, name) in bench.abandoned() {
+            worked.abandoned += 1;
+            bench.tell(WorkerEvent::Abandoned { execution, name }).await;
+        }
         reporter.end().await;
         match fatal {
             Some(error) => Err(error.into()),
@@ -333,6 +348,11 @@ impl Shift {
             }
             Seen::Waited(waited) => {
                 self.heard(waited).await;
+            }
+            Seen::Greeted(greeted) => {
+                if self.heard(greeted).await.is_some() && self.is_taking() {
+                    self.look = Some(Look::rest(RENEWED_WAIT));
+                }
             }
             Seen::Rested => {}
         }

@@ -1,12 +1,22 @@
 //! How a run saves its state, and keeps its history within its bound.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Run;
+use super::parking::Parking;
 use crate::engine::event::Event;
 use crate::engine::secret::without_secrets;
 use crate::engine::{EngineError, compensation};
-use crate::store::{Cause, Commit, NewCheckpoint, NewOperation, Seq, delta};
+use crate::store::{
+    Cause, Commit, Conflict, HistoryPage, NewCheckpoint, NewOperation, Seq, StoreError, delta,
+};
+
+/// For how long a worker tries to save what it has where the store is away: longer than anybody leaves one away.
+const AWAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long it waits between two tries.
+const COMMIT_PAUSE: Duration = Duration::from_millis(500);
 
 /// How many points past its bound a history gets before a run prunes it: a write for each save would double the cost.
 const PRUNED_AT_ONCE: u64 = 8;
@@ -44,12 +54,45 @@ impl Run {
             fence: Some(self.held.fence()),
             checkpoint,
         };
-        self.head = self.engine.store.commit(commit).await?.seq;
+        self.head = self.commit(commit).await?;
         self.saved = state;
         let seq = self.head;
         self.events.tell(|| Event::Checkpoint { seq, cause: kind, nodes: unsaved.nodes }).await;
         self.prune();
         Ok(())
+    }
+
+    /// Commits. A worker does so also where the store is away for longer than any lease holds: what its nodes gave is paid
+    /// for, and nobody else goes on with the execution before somebody has taken the lease.
+    async fn commit(&mut self, commit: Commit) -> Result<Seq, EngineError> {
+        if self.parking == Parking::Never {
+            return Ok(self.engine.store.commit(commit).await?.seq);
+        }
+        let (id, began) = (commit.checkpoint.id, self.engine.clock.elapsed());
+        let mut is_first = true;
+        loop {
+            let error = match self.engine.store.commit(commit.clone()).await {
+                Ok(record) => return Ok(record.seq),
+                Err(error) => error,
+            };
+            // An attempt before may have been done, though nobody heard of it.
+            let may_be_done =
+                matches!(error, StoreError::Conflict(Conflict::HeadMoved { .. } | Conflict::IdTaken(_)));
+            if !is_first && may_be_done {
+                let newest = HistoryPage { before: None, limit: Some(1) };
+                let head = self.engine.store.history(commit.execution_id, newest).await?.into_iter().next();
+                return head.filter(|head| head.id == id).map(|head| head.seq).ok_or(error.into());
+            }
+            let is_over = self.engine.clock.elapsed().saturating_sub(began) > AWAY_MAX;
+            if is_over || !error.is_retryable() {
+                return Err(error.into());
+            }
+            is_first = false;
+            tokio::select! {
+                lost = self.held.lost() => return Err(lost.into()),
+                () = tokio::time::sleep(COMMIT_PAUSE) => {}
+            }
+        }
     }
 
     /// Returns how many points stay: as many as were asked for, and all that an undo of the last operation needs.

@@ -1,6 +1,7 @@
 //! How a worker advances one execution that it claimed, and leaves it.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -33,6 +34,8 @@ pub(super) struct Bench {
     pub(super) events: Option<mpsc::Sender<WorkerEvent>>,
     /// How the worker ends, once it does.
     pub(super) ended: watch::Receiver<Option<HandOver>>,
+    /// The executions that it holds, and their names.
+    pub(super) in_hand: Mutex<BTreeMap<ExecutionId, String>>,
 }
 
 /// How an execution is left.
@@ -47,6 +50,7 @@ impl Bench {
     /// how many executions ended by that.
     pub(super) async fn advance(self: Arc<Self>, claimed: Claimed, asked_at: Duration) -> u64 {
         let id = claimed.lease.execution_id;
+        self.names().insert(id, id.to_string());
         let (mut held, leaving, ended) = match self.take_up(claimed, asked_at).await {
             Err(left) => {
                 let (held, leaving) = *left;
@@ -66,13 +70,29 @@ impl Bench {
         };
         match leaving.settlement {
             // It passes on to whoever is to have it, before anybody hears of it.
-            Some(settlement) => self.settle(&mut held, settlement).await,
+            Some(settlement) => {
+                if !self.settle(&mut held, settlement).await {
+                    let name = self.names().remove(&id).unwrap_or_default();
+                    self.tell(WorkerEvent::Abandoned { execution: id, name }).await;
+                    return 0;
+                }
+            }
             None => held.forget(),
         }
+        self.names().remove(&id);
         if let Some(event) = leaving.event {
             self.tell(event).await;
         }
         ended
+    }
+
+    /// Returns the executions that could neither be settled nor were lost to somebody else, and their names.
+    pub(super) fn abandoned(&self) -> BTreeMap<ExecutionId, String> {
+        std::mem::take(&mut self.names())
+    }
+
+    fn names(&self) -> MutexGuard<'_, BTreeMap<ExecutionId, String>> {
+        self.in_hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the log, and the watcher, if there is one.
@@ -97,6 +117,7 @@ impl Bench {
             Ok(record) => record,
             Err(error) => return Err(Box::new((held, leaving(id, &id.to_string(), &error.into())))),
         };
+        self.names().insert(id, record.name.clone());
         match self.rests_for(&record).await {
             Ok(None) => {}
             Ok(Some(settlement)) => {
@@ -168,12 +189,12 @@ impl Bench {
         }
     }
 
-    /// Settles a claim, however often that takes. Where it fails for long, the lease runs out.
-    async fn settle(&self, held: &mut Held, settlement: Settlement) {
+    /// Settles a claim, however often that takes. Returns false where it fails for long, and the lease runs out.
+    async fn settle(&self, held: &mut Held, settlement: Settlement) -> bool {
         let mut wait = BACK_OFF_FIRST;
         for _ in 0..SETTLE_TRIES {
             match held.settle(&*self.queue, settlement).await {
-                Ok(()) => return,
+                Ok(()) => return true,
                 Err(error) if error.is_retryable() => {
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(BACK_OFF_MAX);
@@ -181,11 +202,13 @@ impl Bench {
                 // Somebody else has it, or it is gone.
                 Err(error) => {
                     tracing::debug!(%error, "a claim could not be settled");
-                    break;
+                    held.forget();
+                    return true;
                 }
             }
         }
         held.forget();
+        false
     }
 }
 

@@ -112,6 +112,14 @@ pub enum WorkerEvent {
         /// How many of the queue may be advanced at the same time, where that is limited.
         limit: Option<u32>,
     },
+    /// The worker has ended, and could not hand the execution over: others go on with it, from its last checkpoint, when its
+    /// lease has run out. What its nodes did since runs again.
+    Abandoned {
+        /// The execution.
+        execution: ExecutionId,
+        /// Its readable name; its id where the store did not say.
+        name: String,
+    },
     /// The store does not answer. It is asked again until it does.
     StoreLost {
         /// What it said.
@@ -162,6 +170,9 @@ impl WorkerEvent {
                 retake.queue.depth = due,
                 "what is due in a queue is held back"
             ),
+            Self::Abandoned { execution, name } => {
+                of(execution, name, "an execution could not be handed over")
+            }
             Self::StoreBack => tracing::info!(parent: None, "the store answers again"),
             Self::Draining { running } => tracing::info!(
                 parent: None,

@@ -30,6 +30,8 @@ pub(super) enum Seen {
     Queues(Result<(Vec<QueueDepth>, Vec<Limit>), StoreError>),
     /// There may be something to do.
     Waited(Result<(), StoreError>),
+    /// Whether the store answers.
+    Greeted(Result<(), StoreError>),
     /// The rest after a failure is over.
     Rested,
 }
@@ -41,6 +43,11 @@ impl Look {
 
     pub(super) fn queues(queue: Arc<dyn Queue>) -> Self {
         Self::new(Kind::Rest, async move { Seen::Queues(queues(&*queue).await) })
+    }
+
+    /// Asks for what costs nothing, to hear whether the store is back.
+    pub(super) fn greeting(queue: Arc<dyn Queue>) -> Self {
+        Self::new(Kind::Rest, async move { Seen::Greeted(queue.limits().await.map(drop)) })
     }
 
     pub(super) fn wait(queue: Arc<dyn Queue>, claim: Claim, at_most: Duration) -> Self {

@@ -1,5 +1,7 @@
 //! What a store does about a server that is silent, goes away, or is not as it must be.
 
+mod working;
+
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +18,6 @@ use super::address::Address;
 use super::db::Db;
 use super::testing::{self, Schema};
 use super::{PostgresOptions, PostgresStore};
-use crate::engine::{Engine, Worker, WorkerEvent, WorkerOptions};
 use crate::store::{ExecutionFilter, Lease, Store, StoreError};
 
 /// Longer than any bound that is set here.
@@ -187,22 +188,6 @@ async fn a_server_that_is_gone_is_told_long_before_a_call_may_take_so_long() {
         let writing = db.write("writing", "SELECT 1", &[]);
         assert!(timeout(FAR, writing).await.unwrap().unwrap_err().is_retryable());
     }
-}
-
-#[tokio::test]
-async fn a_worker_whose_server_falls_silent_ends_when_it_is_told_to() {
-    let schema = Schema::new();
-    let between = Between::new(&schema).await;
-    let options = PostgresOptions { call_timeout: FAR * 2, ..PostgresOptions::default() };
-    let store = PostgresStore::connect_with(&between.url, options).await.unwrap();
-    let mut worker = Worker::new(Engine::on_queue(Arc::new(store)), WorkerOptions::default()).unwrap();
-    let (handle, mut events) = (worker.handle(), worker.watch());
-    between.silence(true);
-    let working = tokio::spawn(worker.work());
-    assert!(matches!(events.recv().await, Some(WorkerEvent::Ready { .. })));
-    handle.drain();
-    let worked = timeout(FAR, working).await.unwrap().unwrap().unwrap();
-    assert_eq!(worked.ended, 0);
 }
 
 #[tokio::test]
@@ -379,6 +364,18 @@ async fn a_user_who_has_been_given_the_schema_needs_nothing_else() {
     schema.run(&format!("CREATE SCHEMA {0} AUTHORIZATION {0}", schema.name())).await;
     PostgresStore::connect(&url).await.unwrap();
     PostgresStore::connect_existing(&url).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_look_into_the_schema_is_told_what_to_grant() {
+    let schema = Schema::new();
+    PostgresStore::connect(&schema.url()).await.unwrap();
+    let url = schema.url_as("").await;
+    for connected in [PostgresStore::connect(&url).await, PostgresStore::connect_existing(&url).await] {
+        let error = connected.unwrap_err();
+        assert!(matches!(error, StoreError::Refused { .. }), "{error:?}");
+        assert!(said(&error).contains(&format!("GRANT USAGE ON SCHEMA {}", schema.name())), "{error:?}");
+    }
 }
 
 #[tokio::test]
