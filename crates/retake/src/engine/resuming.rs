@@ -59,9 +59,9 @@ impl Engine {
     /// that has completed comes back as it is.
     ///
     /// # Errors
-    /// [`StoreError::NoExecution`], [`Conflict::Leased`] while another process advances it,
-    /// [`EngineError::Cancelled`], and [`EngineError::Interrupted`] where a node with an effect outside was in flight
-    /// and [`Resume::again`] does not name it; [`EngineError::InterruptedCompensation`] likewise,
+    /// [`NoExecution`](crate::store::StoreError::NoExecution), [`Leased`](crate::store::Conflict::Leased) while another
+    /// process advances it, [`EngineError::Cancelled`], and [`EngineError::Interrupted`] where a node with an effect
+    /// outside was in flight and [`Resume::again`] does not name it; [`EngineError::InterruptedCompensation`] likewise,
     /// [`EngineError::NothingToCompensateFrom`] and [`EngineError::NothingToCompensate`].
     pub async fn resume(&self, id: ExecutionId, resume: Resume) -> Result<Run, EngineError> {
         let record = self.store.require(id).await?;
