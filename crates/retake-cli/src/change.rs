@@ -83,12 +83,20 @@ impl Change<'_> {
             return go_on(app, engine, id).await;
         }
         if !app.output.json && status == "paused" {
-            let (resume, undo) =
-                (app.command_line(format!("resume {name}")), app.command_line(format!("undo {name}")));
-            app.output.note(format!("`{resume}` goes on, `{undo}` takes it back"));
+            let undo = app.command_line(format!("undo {name}"));
+            app.output.note(format!("{}, `{undo}` takes it back", how_to_go_on(app, name)?));
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Returns by which commands a run goes on that somebody changed: it is in no queue any more.
+pub(crate) fn how_to_go_on(app: &App, name: &str) -> Result<String, Failure> {
+    let resume = app.command_line(format_args!("resume {name}"));
+    Ok(match app.is_on_a_server()? {
+        true => format!("`{resume}` goes on, `{resume} --detach` leaves that to a worker"),
+        false => format!("`{resume}` goes on"),
+    })
 }
 
 /// Refuses a plan that would forget what cannot be undone, where nobody said what to do about it.

@@ -64,6 +64,8 @@ enum Consent {
 /// What became of one run.
 struct Copied {
     run: ExecutionRecord,
+    /// Whether it waits for a worker, or one has it: that is no part of its history.
+    is_queued: bool,
     outcome: Result<Transferred, Failure>,
 }
 
@@ -80,7 +82,8 @@ enum Word {
 impl Copy {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         let (source, target) = self.places(app)?;
-        let from = source.store().await?;
+        let opened = source.open().await?;
+        let from = opened.store();
         let runs = if self.runs.is_empty() {
             let mut runs = from.executions(&ExecutionFilter::default()).await?;
             // Origins before their forks.
@@ -105,6 +108,8 @@ impl Copy {
             TransferMode::Look => target.store_if_any().await?,
             TransferMode::Write => Some(target.make_store().await?),
         };
+        let ids: Vec<_> = runs.iter().map(|run| run.id).collect();
+        let queued = opened.tickets(&ids).await?;
         let mut done = Vec::with_capacity(runs.len());
         let count = runs.len();
         for (index, run) in runs.into_iter().enumerate() {
@@ -121,7 +126,8 @@ impl Copy {
                     return Err(failure(&run, &error).hint(hint));
                 }
             };
-            let copied = Copied { run, outcome };
+            let is_queued = queued.contains_key(&run.id);
+            let copied = Copied { run, is_queued, outcome };
             if !app.output.json {
                 copied.print(app, (index + 1, count), self.dry_run);
             }
@@ -215,6 +221,10 @@ impl Copied {
             TransferFate::Copied if self.run.leased_by.is_some() => {
                 Some(format!("it is being advanced: this is its history up to @{}", transferred.execution.head))
             }
+            TransferFate::Copied if self.is_queued => Some(
+                "it keeps its place in the queue here, and has none there: take care that it goes on in one store only"
+                    .to_owned(),
+            ),
             TransferFate::Copied | TransferFate::Same => None,
             TransferFate::Ahead { head } => Some(format!("it stands at @{head} there, with all of this")),
             TransferFate::Behind { head } => {

@@ -4,10 +4,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 use retake::engine::{Engine, address};
-use retake::store::{Cause, ExecutionRecord, Seq};
+use retake::execution::ExecutionState;
+use retake::store::{Cause, ExecutionRecord, Seq, StoreExt};
 use serde_json::json;
 
 use crate::app::App;
+use crate::change::how_to_go_on;
 use crate::command::rollback::EffectFlags;
 use crate::failure::Failure;
 use crate::wording;
@@ -55,7 +57,13 @@ pub(crate) async fn tell(
         }));
     } else {
         let what = operation.map_or_else(String::new, |operation| wording::plain(&operation.command));
-        app.output.line(format!("{done} `{what}`: {} is at @{head}", wording::plain(&run.name)));
+        let name = wording::plain(&run.name);
+        app.output.line(format!("{done} `{what}`: {name} is at @{head}"));
+        // On a machine of its own nobody else would have gone on with it.
+        let is_paused = engine.store().require(run.id).await?.state == ExecutionState::Paused;
+        if is_paused && app.is_on_a_server()? {
+            app.output.note(how_to_go_on(app, &name)?);
+        }
     }
     Ok(())
 }
