@@ -1,7 +1,9 @@
 //! One run: starts nodes as they become ready, records what they give, saves when the policy says so.
 
+mod asked;
 mod compensating;
 mod parking;
+mod recording;
 mod retrying;
 mod saving;
 mod sparing;
@@ -15,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{Instrument, Span};
 
+use self::asked::passing;
 pub(super) use self::compensating::CounterAction;
 use self::parking::Parking;
 pub(super) use self::parking::Settled;
@@ -22,19 +25,17 @@ use self::saving::Extra;
 use super::attempt::{self, Attempted, Ended, Start, wanted};
 use super::context::{Action, NodeContext, Notes, Task};
 use super::control::{Control, HandOver, Outcome, Signal, StopKind};
-use super::decision::{Decision, decided};
 use super::event::{Event, Events};
 use super::held::Held;
 use super::planner::{Planner, ending};
 use super::secret::Masks;
 use super::trace::{self, Driven, NodeSpan};
 use super::{Engine, EngineError, compensation};
-use crate::checkpoint::{CheckpointPolicy, Due};
+use crate::checkpoint::CheckpointPolicy;
 use crate::execution::{
     Cost, ExecutionContext, ExecutionId, ExecutionResult, ExecutionState, NodeExecutionResult, NodeId,
-    NodeMetrics, usd,
 };
-use crate::store::{Ask, Cause, NewOperation, Request, Seq};
+use crate::store::{Cause, NewOperation, Seq};
 use crate::workflow::{Effect, NodeKind, Workflow};
 
 /// How often a run looks whether something was asked of it.
@@ -462,159 +463,6 @@ impl Run {
         }
     }
 
-    /// Records what a node gave, and saves if that is due.
-    async fn record(&mut self, ended: Ended) -> Result<(), EngineError> {
-        match self.note(ended).await {
-            Some(cause) => self.save(cause, Extra::default()).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Takes in what a node gave. Returns why a checkpoint is due, if it is.
-    async fn note(&mut self, ended: Ended) -> Option<Cause> {
-        let Ended { node, result, ran, paid } = ended;
-        self.running.remove(&node);
-        let workflow = Arc::clone(&self.workflow);
-        let name = workflow.graph().name(node);
-        self.pay(paid.as_ref());
-        let result = self.conclude(node, result);
-        trace::recorded(&workflow.node(node).kind, &result.result);
-        self.tell_end(name, &result).await;
-        let ending = ending(workflow.node(node), &result.result);
-        if let (None, ExecutionResult::Failure(why)) = (ending, &result.result) {
-            self.failures.push((name.to_owned(), why.clone()));
-        }
-        let was_skipped = result.result == ExecutionResult::Skipped;
-        if was_skipped {
-            return None;
-        }
-        self.ran += 1;
-        let due = self.policy.node_finished(ran, self.engine.clock.elapsed());
-        // The last save of all tells how the run ended, and carries this result too.
-        if self.planner.is_finished() && self.tasks.is_empty() {
-            return None;
-        }
-        match due {
-            Some(Due::LongNode) => Some(Cause::LongNode { node: name.to_owned() }),
-            Some(Due::Interval) => Some(Cause::Interval),
-            Some(Due::Nodes | Due::Before) => Some(Cause::Nodes),
-            None => (workflow.node(node).effect == Effect::External).then_some(Cause::Nodes),
-        }
-    }
-
-    /// Counts what a node cost.
-    fn pay(&mut self, cost: Option<&NodeMetrics>) {
-        self.cost.add(cost);
-        self.ctx.ledger.spend.paid.add(cost);
-    }
-
-    /// Puts a result into the state, with what its node wrote. A write that does not fit fails the node. Returns the
-    /// result.
-    fn conclude(&mut self, node: usize, result: NodeExecutionResult) -> NodeExecutionResult {
-        let workflow = Arc::clone(&self.workflow);
-        let (name, id) = (workflow.graph().name(node), workflow.graph().id(node));
-        let mut result = result;
-        let taken_back = self.ctx.ledger.taken_back.get(&id).map(|taken_back| taken_back.because.clone());
-        result.because = result.because.or(taken_back);
-        if let Err(error) = self.ctx.conclude(id, result.clone()) {
-            result.result = ExecutionResult::Failure(self.masks.text(error.to_string()));
-            result.writes.clear();
-            self.ctx.conclude(id, result.clone()).expect("what wrote nothing fits");
-        }
-        let written = result.writes.iter().map(|write| (write.variable.clone(), id));
-        self.unsaved.writers.extend(written);
-        self.completed += u64::from(result.result.is_completed());
-        self.unsaved.nodes.push(name.to_owned());
-        if let Some(ending) = ending(workflow.node(node), &result.result) {
-            self.planner.end(workflow.graph(), node, ending);
-        }
-        result
-    }
-
-    async fn tell_end(&self, name: &str, result: &NodeExecutionResult) {
-        let metrics = result.metrics.as_ref();
-        self.events
-            .tell(|| Event::NodeFinished {
-                node: name.to_owned(),
-                status: super::standing(Some(&result.result)).0,
-                duration_ms: metrics.and_then(|metrics| metrics.duration_ms).unwrap_or(0),
-                tokens: metrics.and_then(|metrics| metrics.token_usage.clone()),
-                cost_usd: metrics.and_then(|metrics| metrics.cost_usd).map(usd),
-                error: match &result.result {
-                    ExecutionResult::Failure(why) => Some(why.clone()),
-                    ExecutionResult::Pending | ExecutionResult::Success(_) | ExecutionResult::Skipped => None,
-                },
-            })
-            .await;
-    }
-
-    /// Does what was asked through the store.
-    async fn answer(&mut self) -> Result<(), EngineError> {
-        for Request { id, ask, operation } in self.engine.store.requests(self.ctx.execution_id).await? {
-            if self.stop.as_ref().is_some_and(|stop| stop.answers.contains(&id)) {
-                continue;
-            }
-            match ask {
-                Ask::Pause => self.stop(StopKind::Pause, Some(operation), Some(id)),
-                Ask::Cancel => self.stop(StopKind::Cancel, Some(operation), Some(id)),
-                Ask::Checkpoint { label } => {
-                    let extra = Extra { label, operation: Some(operation), answers: vec![id] };
-                    self.save(Cause::Manual, extra).await?;
-                }
-                Ask::Approve { node, approved, with } => {
-                    let extra = Extra { label: None, operation: Some(operation), answers: vec![id] };
-                    self.decide(&node, approved, with, extra).await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn decide(
-        &mut self,
-        name: &str,
-        approved: bool,
-        with: Value,
-        extra: Extra,
-    ) -> Result<(), EngineError> {
-        let at = self.waiting.iter().position(|waiting| waiting == name);
-        let (Some(at), Some(node)) = (at, self.workflow.graph().index_of(name)) else {
-            // Nobody waits for it any more.
-            for request in extra.answers {
-                self.engine.store.withdraw(self.ctx.execution_id, request).await?;
-            }
-            return Ok(());
-        };
-        self.waiting.remove(at);
-        let id = self.workflow.graph().id(node);
-        let record = self.ctx.get_node_result(&id).cloned().unwrap_or_default();
-        let into = self.workflow.node(node).into.as_deref();
-        let result = decided(record, into, Decision { approved, with }, self.engine.clock.now());
-        let paid = result.metrics.clone();
-        let _due_anyway = self.note(Ended { node, result, ran: Duration::ZERO, paid }).await;
-        self.undone_to = Some(self.head);
-        self.save(Cause::Approve { node: name.to_owned(), approved }, extra).await
-    }
-
-    fn stop(&mut self, kind: StopKind, operation: Option<NewOperation>, answer: Option<uuid::Uuid>) {
-        let stop = self.stop.get_or_insert(Stop { kind, operation: None, answers: Vec::new() });
-        stop.kind = stop.kind.max(kind);
-        stop.operation = operation.or(stop.operation.take());
-        stop.answers.extend(answer);
-        self.end_waits();
-    }
-
-    /// Ends what only waits: the start of a wait is durable, and goes on where it was.
-    fn end_waits(&mut self) {
-        for (node, task) in &self.running {
-            if matches!(self.workflow.node(*node).kind, NodeKind::Wait(_)) {
-                task.abort();
-            }
-        }
-        // So is the time of the next attempt, with what is saved at the end.
-        self.rests.abort_all();
-    }
-
     fn is_unsaved(&self) -> bool {
         let Unsaved { nodes, waiting, resting, writers } = &self.unsaved;
         !nodes.is_empty() || !writers.is_empty() || waiting.is_some() || resting.is_some()
@@ -670,17 +518,6 @@ impl Run {
             failures: std::mem::take(&mut self.failures),
             uncompensated: self.uncompensated.take(),
         })
-    }
-}
-
-/// Lets a failure pass that the next try may not meet: a busy store must not end a run that has nothing to save.
-fn passing(done: Result<(), EngineError>) -> Result<(), EngineError> {
-    match done {
-        Err(EngineError::Store(error)) if error.is_retryable() => {
-            tracing::warn!(%error, "the store did not answer; it is asked again");
-            Ok(())
-        }
-        done => done,
     }
 }
 
