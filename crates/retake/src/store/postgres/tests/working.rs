@@ -8,12 +8,15 @@ use tokio::sync::{Notify, mpsc};
 use super::*;
 use crate::checkpoint::{CheckpointConfig, CheckpointFrequency};
 use crate::engine::{
-    Engine, EngineError, LEASE_TTL_MIN, NodeContext, NodeError, Registry, Start, Submission, Worked, Worker,
-    WorkerEvent, WorkerHandle, WorkerOptions,
+    Engine, EngineError, NodeContext, NodeError, Registry, Start, Submission, Worked, Worker, WorkerEvent,
+    WorkerHandle, WorkerOptions,
 };
 use crate::execution::{ExecutionId, ExecutionState};
 use crate::store::{StoreExt, Ticket};
 use crate::workflow::{Node, Workflow};
+
+/// Long enough to be renewed in time, and short enough to be waited out.
+const LEASE: Duration = Duration::from_secs(3);
 
 /// A worker with one execution of two nodes, of which the first waits until it is let go.
 struct Office {
@@ -56,7 +59,7 @@ impl Office {
             .node("free", Node::call("free").needs(["paid"]))
             .build()
             .unwrap();
-        let engine = Engine::on_queue(Arc::new(store)).with_registry(registry).with_lease_ttl(LEASE_TTL_MIN);
+        let engine = Engine::on_queue(Arc::new(store)).with_registry(registry).with_lease_ttl(LEASE);
         let start = Start::default();
         let submitted = engine.submit(Arc::new(workflow), start, Ticket::default(), None).await.unwrap();
         let Submission::Created { execution, .. } = submitted else { unreachable!("it has no key") };
