@@ -73,23 +73,23 @@ struct Trial {
 /// How many trials run at once: most of them wait for disks and processes.
 const AT_ONCE: usize = 3;
 
-/// All trials, in the order in which they begin: those that wait for servers while others wait for disks.
+/// All trials, in the order in which they begin: the longest first, so that none is left running alone.
 const TRIALS: &[Trial] = &[
-    Trial { name: "power-cut", run: power_cut::run },
     Trial { name: "kill", run: kill::run },
     Trial { name: "damage", run: damage::trial },
+    Trial { name: "bounds", run: bounds::trial },
+    Trial { name: "poison", run: poison::trial },
+    Trial { name: "power-cut", run: power_cut::run },
     Trial { name: "io-errors", run: io_errors::run },
     Trial { name: "zombie", run: zombie::run },
     Trial { name: "network", run: network::run },
     Trial { name: "chaos", run: chaos::run },
+    Trial { name: "encryption", run: encryption::run },
+    Trial { name: "race", run: race::run },
+    Trial { name: "migration", run: migration::run },
+    Trial { name: "fence", run: fence::run },
     Trial { name: "full-disk", run: full_disk::run },
     Trial { name: "model", run: model::run },
-    Trial { name: "fence", run: fence::run },
-    Trial { name: "race", run: race::run },
-    Trial { name: "encryption", run: encryption::run },
-    Trial { name: "migration", run: migration::run },
-    Trial { name: "bounds", run: bounds::trial },
-    Trial { name: "poison", run: poison::trial },
 ];
 
 const USAGE: &str = "\

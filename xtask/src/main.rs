@@ -109,7 +109,7 @@ fn test(shell: &Shell) -> xshell::Result<()> {
 
 /// Runs every test of the workspace. Those that wait for a server for longest run beside the others.
 fn every_test(shell: &Shell, cluster: &Cluster) -> xshell::Result<()> {
-    cmd!(shell, "cargo test --workspace --all-features --no-run").run()?;
+    build(shell)?;
     let mut slow = Command::new("cargo");
     slow.args(["test", "--workspace", "--all-features", "--test", "store_contract", "--", SLOWEST])
         .envs(cluster.variables())
@@ -176,9 +176,16 @@ fn with_postgres(shell: &Shell, arguments: &[String]) -> ! {
 }
 
 fn reliability(shell: &Shell, arguments: &[String]) -> xshell::Result<()> {
+    build(shell)?;
     let cluster = cluster(shell);
     let _server = cluster.variables().map(|(name, value)| shell.push_env(name, value));
     trials(shell, arguments)
+}
+
+/// Builds the tests, and the programs that trials start: these by themselves would have other features, and all that they
+/// need would be built once more.
+fn build(shell: &Shell) -> xshell::Result<()> {
+    cmd!(shell, "cargo build --workspace --all-features --all-targets").run()
 }
 
 /// Measures; what needs a server gets one with the settings that a new cluster has.
@@ -193,10 +200,9 @@ fn bench(shell: &Shell, arguments: &[String]) -> xshell::Result<()> {
     cmd!(shell, "{program} {arguments...}").run()
 }
 
-/// Builds as the tests are built, so that nothing is built twice.
+/// Runs trials, with the programs that [`build`] has built.
 fn trials(shell: &Shell, arguments: &[String]) -> xshell::Result<()> {
     install_tools(shell)?;
-    cmd!(shell, "cargo build --workspace --all-features --bins").run()?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     let program = target.join("debug/retake-reliability");
     cmd!(shell, "{program} {arguments...}").run()
