@@ -198,7 +198,8 @@ impl Worker {
             ttl: engine.lease_ttl,
         };
         let (ending, ended) = watch::channel(None);
-        let reporter = Reporter::begin(Arc::clone(&queue), id, &options);
+        let reporter =
+            Reporter::begin(Arc::clone(&queue), Arc::clone(&engine.clock), id, &options, engine.lease_ttl);
         let bench =
             Arc::new(Bench { engine, queue: Arc::clone(&queue), events, ended, in_hand: Mutex::default() });
         let shift = Shift {
@@ -257,10 +258,9 @@ impl Shift {
             .await;
         loop {
             if self.look.is_none() && self.is_taking() {
-                self.look = Some(match self.trouble {
-                    Some(_) => Look::greeting(Arc::clone(&self.queue)),
-                    None => self.claims(),
-                });
+                let is_in_doubt = self.trouble.is_some() || self.reporter.is_held_up();
+                self.look =
+                    Some(if is_in_doubt { Look::greeting(Arc::clone(&self.queue)) } else { self.claims() });
             }
             if self.tasks.is_empty() && self.look.is_none() {
                 break;

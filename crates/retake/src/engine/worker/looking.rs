@@ -20,6 +20,8 @@ enum Kind {
     Claim,
     /// It only reads, or waits for something to do.
     Rest,
+    /// It lets time pass that is to pass, whatever else happens.
+    Pause,
 }
 
 /// What came of a call.
@@ -55,7 +57,7 @@ impl Look {
     }
 
     pub(super) fn rest(time: Duration) -> Self {
-        Self::new(Kind::Rest, async move {
+        Self::new(Kind::Pause, async move {
             tokio::time::sleep(time).await;
             Seen::Rested
         })
@@ -74,7 +76,7 @@ impl Look {
     /// for longer than `at_most`.
     pub(super) fn at_last(self, at_most: Duration) -> Option<Self> {
         match self.kind {
-            Kind::Rest => None,
+            Kind::Rest | Kind::Pause => None,
             Kind::Claim => Some(Self::new(Kind::Claim, async move {
                 tokio::time::timeout(at_most, self.answer).await.unwrap_or(Seen::Rested)
             })),

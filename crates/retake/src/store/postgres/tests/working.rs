@@ -117,6 +117,20 @@ async fn what_a_node_gave_while_the_server_was_away_for_longer_than_the_lease_is
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn so_it_is_where_the_worker_has_no_place_for_another_and_asks_for_none() {
+    let mut office = Office::new(WorkerOptions { concurrency: 1, ..WorkerOptions::default() }).await;
+    office.between.silence(true);
+    office.leave.notify_one();
+    office.until_its_lease_is_over().await;
+    office.between.silence(false);
+    office.between.cut();
+    office
+        .until(|event| matches!(event, WorkerEvent::Finished { status: "completed", nodes_run: 2, .. }))
+        .await;
+    assert_eq!(office.runs.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_ends_while_its_server_is_away_says_what_it_could_not_hand_over() {
     let mut office = Office::new(WorkerOptions { grace: Duration::ZERO, ..WorkerOptions::default() }).await;
     office.between.silence(true);
