@@ -38,9 +38,8 @@ async fn until_reached(url: &str, away: impl FnOnce(String)) {
     loop {
         match PostgresStore::connect_existing(url).await {
             Err(error) if error.is_retryable() => {
-                let Failure { message, causes, .. } = Failure::from(error);
                 if let Some(away) = away.take() {
-                    away(std::iter::once(message).chain(causes).collect::<Vec<_>>().join(": "));
+                    away(Failure::from(error).in_a_line());
                 }
                 tokio::time::sleep(PAUSE).await;
             }

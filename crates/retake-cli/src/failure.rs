@@ -118,12 +118,15 @@ impl Failure {
         failure
     }
 
+    /// Returns the message with its causes.
+    pub(crate) fn in_a_line(&self) -> String {
+        std::iter::once(&self.message).chain(&self.causes).cloned().collect::<Vec<_>>().join(": ")
+    }
+
     /// Returns the document that `--json` prints on stderr.
     pub(crate) fn to_json(&self) -> Value {
-        let message =
-            std::iter::once(&self.message).chain(&self.causes).cloned().collect::<Vec<_>>().join(": ");
         let mut document =
-            json!({"error": {"code": self.code.name(), "message": message, "hint": self.hint}});
+            json!({"error": {"code": self.code.name(), "message": self.in_a_line(), "hint": self.hint}});
         if let Some(report) = &self.report {
             let first = report.problems().next();
             document["error"]["hint"] = json!(first.and_then(Problem::hint).or(self.hint.as_deref()));

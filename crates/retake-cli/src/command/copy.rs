@@ -212,10 +212,7 @@ impl Copied {
     fn why(&self) -> Option<String> {
         let transferred = match &self.outcome {
             Ok(transferred) => transferred,
-            Err(failure) => {
-                let all = std::iter::once(&failure.message).chain(&failure.causes);
-                return Some(all.cloned().collect::<Vec<_>>().join(": "));
-            }
+            Err(failure) => return Some(failure.in_a_line()),
         };
         match &transferred.fate {
             TransferFate::Copied if self.run.leased_by.is_some() => {

@@ -176,8 +176,7 @@ impl View<'_> {
             }
             Err(error) if error.is_retryable() => {
                 if !std::mem::replace(&mut self.is_lost, true) {
-                    let Failure { message, causes, .. } = Failure::from(error);
-                    let why = std::iter::once(message).chain(causes).collect::<Vec<_>>().join(": ");
+                    let why = Failure::from(error).in_a_line();
                     output.note(format!("{}; waiting for it", wording::plain(&why)));
                 }
                 Ok(None)
