@@ -27,6 +27,8 @@ struct Office {
     leave: Arc<Notify>,
     handle: WorkerHandle,
     events: mpsc::Receiver<WorkerEvent>,
+    /// What the worker told that nobody has waited for yet.
+    told: Vec<WorkerEvent>,
     working: JoinHandle<Result<Worked, EngineError>>,
 }
 
@@ -67,21 +69,24 @@ impl Office {
         let (handle, events) = (worker.handle(), worker.watch());
         let working = tokio::spawn(worker.work());
         timeout(FAR, entered.notified()).await.unwrap();
-        Self { schema, between, execution, runs, leave, handle, events, working }
+        Self { schema, between, execution, runs, leave, handle, events, told: Vec::new(), working }
     }
 
-    /// Waits for an event of the worker.
+    /// Waits for an event of the worker, which may have come before another that was waited for: the worker looks for
+    /// its store, and a run saves, beside each other.
     async fn until(&mut self, is_it: impl Fn(&WorkerEvent) -> bool) -> WorkerEvent {
-        let found = async {
-            loop {
-                let event = self.events.recv().await.unwrap();
-                assert!(!matches!(event, WorkerEvent::Lost { .. }), "{event:?}");
-                if is_it(&event) {
-                    return event;
-                }
+        if let Some(at) = self.told.iter().position(&is_it) {
+            return self.told.remove(at);
+        }
+        loop {
+            let event = timeout(FAR, self.events.recv()).await;
+            let event = event.unwrap_or_else(|_| panic!("only {:?} came", self.told)).unwrap();
+            assert!(!matches!(event, WorkerEvent::Lost { .. }), "{event:?}");
+            if is_it(&event) {
+                return event;
             }
-        };
-        timeout(FAR, found).await.unwrap()
+            self.told.push(event);
+        }
     }
 
     /// Waits until the lease has run out that the worker holds.
