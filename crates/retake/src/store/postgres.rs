@@ -12,6 +12,7 @@ mod commit;
 mod connect;
 mod create;
 mod db;
+mod execution;
 mod fault;
 mod feed;
 mod keeper;

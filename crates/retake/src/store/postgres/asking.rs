@@ -9,9 +9,10 @@ use uuid::Uuid;
 use super::Shared;
 use super::chain::Reader;
 use super::db::Db;
+use super::execution::{ExecutionRow, Log, execution_columns};
 use super::lease;
 use super::outage::Outage;
-use super::row::{self, ExecutionRow, Log, Operation, damaged};
+use super::row::{self, Operation, damaged};
 use crate::execution::ExecutionId;
 use crate::store::{Conflict, Note, OperationRecord, Request, StoreError, column};
 
@@ -170,11 +171,8 @@ pub(super) async fn withdraw(shared: &Shared, id: ExecutionId, request: Uuid) ->
 }
 
 /// Reads an execution that nobody changes as long as the transaction runs.
-const LOCKED: &str = concat!(
-    "SELECT ",
-    row::execution_columns!(),
-    " FROM executions e WHERE e.id = $1 FOR NO KEY UPDATE OF e"
-);
+const LOCKED: &str =
+    concat!("SELECT ", execution_columns!(), " FROM executions e WHERE e.id = $1 FOR NO KEY UPDATE OF e");
 
 const NOTE: &str = "
 WITH logged AS (

@@ -6,7 +6,8 @@ use tokio_postgres::Row;
 
 use super::Shared;
 use super::chain::{self, DeltaRow, Reader};
-use super::row::{self, ExecutionRow, Log, Operation, Point, damaged, get};
+use super::execution::{ExecutionRow, Log, execution_columns};
+use super::row::{self, Operation, Point, damaged, get};
 use crate::execution::{ExecutionId, WorkflowId};
 use crate::store::column::Damage;
 use crate::store::link::{Break, Gap, Walk};
@@ -46,7 +47,7 @@ struct Look {
 
 const EXECUTIONS: &str = "SELECT e.key, e.id FROM executions e WHERE e.key > $1 ORDER BY e.key LIMIT $2";
 
-const EXECUTION: &str = concat!("SELECT ", row::execution_columns!(), " FROM executions e WHERE e.key = $1");
+const EXECUTION: &str = concat!("SELECT ", execution_columns!(), " FROM executions e WHERE e.key = $1");
 
 const POINTS: &str = concat!(
     "SELECT ",

@@ -8,9 +8,10 @@ use tokio_postgres::Row;
 use super::Shared;
 use super::batch::Outcome;
 use super::chain::{self, Reader};
+use super::execution::{EXECUTION_COLUMNS, ExecutionRow, Log, Standing, execution_columns};
 use super::known::{Known, Reach};
 use super::outage::Outage;
-use super::row::{self, Checksum, ExecutionRow, Log, Operation, Point, Standing, damaged};
+use super::row::{self, Checksum, Operation, Point, damaged};
 use super::write::{Adoption, NewDelta, NewOperation, Write};
 use crate::execution::ExecutionId;
 use crate::store::load::{FLOOR_MIN, ROW_WEIGHT};
@@ -165,7 +166,7 @@ pub(super) const LOOK: &str = concat!(
     ), ",
     chain::reached!("(SELECT h.delta FROM head h)"),
     " SELECT ",
-    row::execution_columns!(),
+    execution_columns!(),
     ", ",
     row::checkpoint_columns!(),
     ", r.weight, r.size, r.root FROM executions e LEFT JOIN head c ON true CROSS JOIN reach r WHERE e.id = $1"
@@ -205,7 +206,7 @@ async fn ground(shared: &Shared, draft: &Draft, outage: &Outage) -> Result<Found
 
 fn known(execution: &ExecutionRow, row: &Row) -> Result<Known, StoreError> {
     let (id, head) = (execution.record.id, execution.record.head);
-    let first = row::EXECUTION_COLUMNS;
+    let first = EXECUTION_COLUMNS;
     if row::get::<Option<i64>>(row, first).is_ok_and(|key| key.is_none()) {
         return Err(execution.no_point(head));
     }

@@ -16,7 +16,8 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::db::Db;
-use super::row::{self, ExecutionRow, Point, checkpoint_columns, damaged, execution_columns};
+use super::execution::{EXECUTION_COLUMNS, ExecutionRow, execution_columns};
+use super::row::{self, Point, checkpoint_columns, damaged};
 use crate::store::column::Damage;
 use crate::store::feed::StoreKind;
 use crate::store::{Feed, FeedPage, FeedPoint, Position, Since, StoreError};
@@ -165,8 +166,8 @@ fn point(row: &Row) -> Result<FeedPoint, StoreError> {
     }
     let execution = ExecutionRow::read(row)?;
     let id = execution.record.id;
-    let record = Point::read(row, row::EXECUTION_COLUMNS, id)?.record(&execution)?;
-    let place = row::get::<i64>(row, row::EXECUTION_COLUMNS + row::CHECKPOINT_COLUMNS).map_err(unreadable)?;
+    let record = Point::read(row, EXECUTION_COLUMNS, id)?.record(&execution)?;
+    let place = row::get::<i64>(row, EXECUTION_COLUMNS + row::CHECKPOINT_COLUMNS).map_err(unreadable)?;
     let position = Position {
         kind: StoreKind::Postgres,
         place: u64::try_from(place).unwrap_or(0),

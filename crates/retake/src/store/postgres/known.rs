@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::row::Log;
+use super::execution::Log;
 use crate::execution::{ExecutionId, WorkflowId};
 use crate::store::Seq;
 use crate::store::link::Link;

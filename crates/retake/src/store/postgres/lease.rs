@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::Shared;
 use super::chain::Reader;
+use super::execution::ExecutionRow;
 use super::outage::Outage;
-use super::row::{self, ExecutionRow, damaged};
+use super::row::{self, damaged};
 use crate::execution::ExecutionId;
 use crate::store::{Conflict, Lease, StoreError, column};
 

@@ -22,8 +22,9 @@ use tokio_postgres::Row;
 use super::Shared;
 use super::chain::{self, DeltaRow, Reader};
 use super::db::Transaction;
+use super::execution::{ExecutionRow, execution_columns};
 use super::outage::Outage;
-use super::row::{self, ExecutionRow, damaged, delta_checksum, gap_checksum, get};
+use super::row::{self, damaged, delta_checksum, gap_checksum, get};
 use crate::execution::ExecutionId;
 use crate::store::column::{self, Damage};
 use crate::store::link::{Gap, Link};
@@ -36,14 +37,11 @@ const PAGE: i64 = 1_000;
 /// What removing loses with the machine's power comes back, and is removed again: nobody need wait for the disk.
 const LAZILY: &str = "SELECT set_config('synchronous_commit', 'off', true)";
 
-const LOCKED: &str = concat!(
-    "SELECT ",
-    row::execution_columns!(),
-    " FROM executions e WHERE e.id = $1 FOR NO KEY UPDATE OF e"
-);
+const LOCKED: &str =
+    concat!("SELECT ", execution_columns!(), " FROM executions e WHERE e.id = $1 FOR NO KEY UPDATE OF e");
 
 const LOCKED_TO_GO: &str =
-    concat!("SELECT ", row::execution_columns!(), " FROM executions e WHERE e.id = $1 FOR UPDATE OF e");
+    concat!("SELECT ", execution_columns!(), " FROM executions e WHERE e.id = $1 FOR UPDATE OF e");
 
 /// The points that go, and the gaps that are there.
 const DOOMED: &str = "

@@ -5,9 +5,8 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::chain::{self, Reader};
-use super::row::{
-    self, ExecutionRow, Operation, Point, checkpoint_columns, damaged, execution_columns, operation_columns,
-};
+use super::execution::{EXECUTION_COLUMNS, ExecutionRow, execution_columns};
+use super::row::{self, Operation, Point, checkpoint_columns, damaged, operation_columns};
 use crate::checkpoint::CheckpointId;
 use crate::execution::{ExecutionId, WorkflowId};
 use crate::store::record::ids_beginning;
@@ -111,7 +110,7 @@ impl ExecutionRow {
 /// by themselves.
 fn current(row: &Row) -> Result<ExecutionRow, StoreError> {
     let execution = ExecutionRow::read(row)?;
-    let newest: Option<i64> = row::get(row, row::EXECUTION_COLUMNS).unwrap_or_default();
+    let newest: Option<i64> = row::get(row, EXECUTION_COLUMNS).unwrap_or_default();
     let (id, head) = (execution.record.id, execution.record.head);
     if newest.and_then(|newest| u64::try_from(newest).ok()) == Some(head) {
         return Ok(execution);
@@ -225,7 +224,7 @@ pub(super) async fn by_id(
         return Err(damaged(format!("checkpoint {id}"), "its execution is missing".to_owned()));
     }
     let execution = ExecutionRow::read(row)?;
-    let point = Point::read(row, row::EXECUTION_COLUMNS, execution.record.id)?;
+    let point = Point::read(row, EXECUTION_COLUMNS, execution.record.id)?;
     point.record(&execution).map(Some)
 }
 
