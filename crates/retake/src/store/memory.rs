@@ -1,5 +1,6 @@
 //! The store that lives and dies with its process: for tests, simulations, and runs that need not outlive it.
 
+mod execution;
 mod feed;
 mod queue;
 
@@ -11,16 +12,16 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::history::delta_between;
 use super::record::Place;
 use super::{
     CheckpointRecord, Commit, Conflict, Delta, ExecutionFilter, ExecutionRecord, Feed, FeedPage, History,
-    HistoryPage, HistoryPoint, Image, KeptWorkflow, Key, Lease, NewCheckpoint, NewExecution, NewOperation,
-    NewWorkflow, Note, Op, OperationRecord, Report, Request, Seq, Store, StoreError,
+    HistoryPage, HistoryPoint, Image, KeptWorkflow, Key, Lease, NewCheckpoint, NewExecution, Note, Op,
+    OperationRecord, Report, Request, Seq, Store, StoreError,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
 use crate::execution::{ExecutionId, WorkflowId};
+use execution::{Execution, Point};
 use queue::Desk;
 
 /// Keeps histories in memory.
@@ -77,29 +78,6 @@ struct Kept {
     places: u64,
     definitions: HashMap<WorkflowId, Vec<u8>>,
     desk: Desk,
-}
-
-#[derive(Debug)]
-struct Execution {
-    /// Without `leased_by`, which depends on the time of the look.
-    record: ExecutionRecord,
-    /// Those that it ever ran.
-    workflows: BTreeSet<WorkflowId>,
-    points: BTreeMap<Seq, Point>,
-    operations: Vec<OperationRecord>,
-    requests: Vec<Request>,
-    /// That of the last lease; 0 where there was none.
-    fence: u64,
-    /// When the last lease ends, in elapsed time; `None` where it was given back.
-    leased_until: Option<Duration>,
-}
-
-#[derive(Debug)]
-struct Point {
-    record: CheckpointRecord,
-    image: Image,
-    /// In the feed.
-    place: u64,
 }
 
 impl MemoryStore {
@@ -480,102 +458,6 @@ impl Kept {
         let place = Place { execution_id: execution.id, workflow_id: execution.workflow_id, seq, parent };
         let record = checkpoint.record(place, size(&checkpoint.delta), false);
         Ok(Point { record, image, place: 0 })
-    }
-}
-
-impl Execution {
-    /// Returns an execution that has no point yet.
-    fn new(new: &NewExecution, first: &NewCheckpoint) -> Self {
-        let record = ExecutionRecord {
-            id: new.id,
-            name: new.name.clone(),
-            workflow_id: new.workflow_id,
-            workflow_name: new.workflow_name.clone(),
-            state: first.state.clone(),
-            head: 0,
-            created_at: first.created_at,
-            updated_at: first.created_at,
-            spend: first.spend,
-            origin: new.origin,
-            leased_by: None,
-        };
-        Self {
-            record,
-            workflows: BTreeSet::from([new.workflow_id]),
-            points: BTreeMap::new(),
-            operations: Vec::new(),
-            requests: Vec::new(),
-            fence: 0,
-            leased_until: None,
-        }
-    }
-
-    fn point(&self, seq: Seq) -> Result<&Point, StoreError> {
-        let (execution, head) = (self.record.id, self.record.head);
-        match self.points.get(&seq) {
-            Some(point) => Ok(point),
-            None if (1..=head).contains(&seq) => Err(StoreError::Pruned { execution, seq }),
-            None => Err(StoreError::NoPoint { execution, seq, head }),
-        }
-    }
-
-    /// Returns the points, each with what changed since the one before it on the time line, or in the history.
-    fn history(&self) -> Vec<HistoryPoint> {
-        let mut before: Option<Seq> = None;
-        let point = |(seq, point): (&Seq, &Point)| {
-            let parent = point.record.parent.filter(|parent| self.points.contains_key(parent));
-            let base = parent.or(before);
-            before = Some(*seq);
-            let delta = match base.and_then(|base| self.points.get(&base)) {
-                Some(base) => delta_between(&base.image, &point.image),
-                None => point.image.to_delta(),
-            };
-            HistoryPoint { record: point.record.clone(), base, delta }
-        };
-        self.points.iter().map(point).collect()
-    }
-
-    /// Returns how long the lease holds from now, if it does.
-    fn lease_left(&self, elapsed: Duration) -> Option<Duration> {
-        self.leased_until.and_then(|until| until.checked_sub(elapsed)).filter(|left| !left.is_zero())
-    }
-
-    fn check_fence(&self, ours: u64) -> Result<(), Conflict> {
-        if ours == self.fence {
-            return Ok(());
-        }
-        Err(Conflict::Fenced { execution: self.record.id, ours, found: self.fence })
-    }
-
-    /// Writes an operation into the log that leaves the head at `after`.
-    fn note(&mut self, note: Note, after: Seq) -> OperationRecord {
-        let Note { at, cause, operation: NewOperation { who, command } } = note;
-        let number = self.operations.last().map_or(1, |last| last.number + 1);
-        let record = OperationRecord { number, at, who, command, cause, before: self.record.head, after };
-        self.operations.push(record.clone());
-        record
-    }
-
-    /// Moves the head to the point, and does all that goes with it. Cannot fail.
-    fn push(&mut self, point: Point, checkpoint: NewCheckpoint) -> CheckpointRecord {
-        let record = point.record.clone();
-        if let Some(operation) = checkpoint.operation {
-            let note = Note { at: record.created_at, cause: record.cause.clone(), operation };
-            self.note(note, record.seq);
-        }
-        if !checkpoint.answers.is_empty() {
-            self.requests.retain(|request| !checkpoint.answers.contains(&request.id));
-        }
-        if let Some(NewWorkflow { id, name, .. }) = checkpoint.workflow {
-            self.workflows.insert(id);
-            (self.record.workflow_id, self.record.workflow_name) = (id, name);
-        }
-        self.record.head = record.seq;
-        self.record.state = record.state.clone();
-        self.record.updated_at = record.created_at;
-        self.record.spend = checkpoint.spend;
-        self.points.insert(record.seq, point);
-        record
     }
 }
 
