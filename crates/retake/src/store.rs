@@ -244,6 +244,14 @@ pub trait StoreExt: Store {
         self.execution(id).await?.ok_or(StoreError::NoExecution(id))
     }
 
+    /// Returns the newest point of an execution's history, if it has any.
+    ///
+    /// # Errors
+    /// Those of [`Store::history`].
+    async fn newest(&self, id: ExecutionId) -> Result<Option<CheckpointRecord>, StoreError> {
+        Ok(self.history(id, HistoryPage { before: None, limit: Some(1) }).await?.pop())
+    }
+
     /// Returns the context at a point.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::state::{context_as_made, delta_in};
 use super::{
     Cause, CheckpointRecord, Commit, Conflict, HistoryPage, NewCheckpoint, NewExecution, NewWorkflow, Store,
-    StoreError,
+    StoreError, StoreExt,
 };
 use crate::checkpoint::{CheckpointError, CheckpointId, CheckpointMetadata, CheckpointStorage, Source};
 use crate::clock::{Clock, SystemClock};
@@ -295,8 +295,7 @@ impl Face {
     async fn head(&self, execution_id: ExecutionId) -> Result<Option<Saved>, StoreError> {
         let mut attempts = 1;
         loop {
-            let newest = HistoryPage { before: None, limit: Some(1) };
-            let Some(record) = self.store.history(execution_id, newest).await?.pop() else { return Ok(None) };
+            let Some(record) = self.store.newest(execution_id).await? else { return Ok(None) };
             match self.read(record).await {
                 Ok(saved) => return Ok(Some(saved)),
                 // It went between the two looks, and another is the newest.

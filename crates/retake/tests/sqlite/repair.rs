@@ -117,7 +117,7 @@ async fn a_damaged_head_falls_back_to_the_newest_intact_point_and_says_so() {
             assert!(store.state(id, *seq).await.unwrap() == *state, "@{seq}");
         }
         assert!(store.state(id, 61).await.unwrap() == states[&58]);
-        let head = &store.history(id, HistoryPage { before: None, limit: Some(1) }).await.unwrap()[0];
+        let head = store.newest(id).await.unwrap().unwrap();
         assert_eq!(head.cause, Cause::Repair { from: 60, lost: vec![59, 60] });
         assert_eq!((head.parent, head.seq), (Some(58), 61));
         let operation = &store.operations(id).await.unwrap()[0];

@@ -8,9 +8,7 @@ use super::parking::Parking;
 use crate::engine::event::Event;
 use crate::engine::secret::without_secrets;
 use crate::engine::{EngineError, compensation};
-use crate::store::{
-    Cause, Commit, Conflict, HistoryPage, NewCheckpoint, NewOperation, Seq, StoreError, delta,
-};
+use crate::store::{Cause, Commit, Conflict, NewCheckpoint, NewOperation, Seq, StoreError, StoreExt, delta};
 
 /// For how long a worker tries to save what it has where the store is away: longer than anybody leaves one away.
 const AWAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -79,8 +77,7 @@ impl Run {
             let may_be_done =
                 matches!(error, StoreError::Conflict(Conflict::HeadMoved { .. } | Conflict::IdTaken(_)));
             if !is_first && may_be_done {
-                let newest = HistoryPage { before: None, limit: Some(1) };
-                let head = self.engine.store.history(commit.execution_id, newest).await?.into_iter().next();
+                let head = self.engine.store.newest(commit.execution_id).await?;
                 return head.filter(|head| head.id == id).map(|head| head.seq).ok_or(error.into());
             }
             let is_over = self.engine.clock.elapsed().saturating_sub(began) > AWAY_MAX;

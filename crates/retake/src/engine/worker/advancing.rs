@@ -13,9 +13,7 @@ use crate::engine::run::Settled;
 use crate::engine::trace::{self, RunKind};
 use crate::engine::{Engine, EngineError, GoingOn, Outcome, Resume, Run};
 use crate::execution::{ExecutionId, ExecutionResult, ExecutionState};
-use crate::store::{
-    Cause, Claimed, Conflict, ExecutionRecord, HistoryPage, Queue, Settlement, StoreError, StoreExt,
-};
+use crate::store::{Cause, Claimed, Conflict, ExecutionRecord, Queue, Settlement, StoreError, StoreExt};
 
 /// For how long an execution is left to others that this worker cannot advance.
 const LEFT_FOR: Duration = Duration::from_secs(30);
@@ -155,12 +153,11 @@ impl Bench {
                 return Ok(Some(Settlement::Done));
             }
         }
-        let newest = HistoryPage { before: None, limit: Some(1) };
-        let head = self.engine.store().history(record.id, newest).await?;
-        if matches!(head.first().map(|head| &head.cause), Some(Cause::Approve { .. })) {
+        let head = self.engine.store().newest(record.id).await?;
+        if matches!(head.as_ref().map(|head| &head.cause), Some(Cause::Approve { .. })) {
             return Ok(None);
         }
-        let is_somebodys = head.first().is_some_and(|head| is_a_persons(&head.cause));
+        let is_somebodys = head.is_some_and(|head| is_a_persons(&head.cause));
         let workflow = self.engine.workflow_of(record).await?;
         let ctx = self.engine.store().context(record.id, record.head).await?;
         let graph = workflow.graph();
