@@ -107,13 +107,15 @@ pub(super) async fn commit(shared: &Arc<Shared>, commit: Commit) -> Result<Check
         let (write, after, record) = prepare(shared, &draft, &ground).await?;
         match shared.batcher.submit(write).await {
             Ok(Outcome::Done) => {
-                let is_heavy = after.reach.weight > after.reach.floor;
-                let delta = after.delta;
-                shared.cache.put(draft.execution_id, after);
+                let (delta, mut reach) = (after.delta, after.reach);
+                match draft.goes_on() {
+                    true => reach = shared.cache.advance(draft.execution_id, &ground.known, after),
+                    false => shared.cache.put(draft.execution_id, after),
+                }
                 if draft.checkpoint.cause.is_decision() {
                     shared.bell.ring(&shared.db).await;
                 }
-                if is_heavy {
+                if reach.weight > reach.floor {
                     shared.keep(draft.execution_id, delta);
                 }
                 return Ok(record);

@@ -64,12 +64,24 @@ impl Cache {
 
     /// Keeps what is known, unless more is.
     pub(super) fn put(&self, id: ExecutionId, known: Known) {
+        self.lock().keep(id, known);
+    }
+
+    /// Keeps what is known after a commit that went on from the head that was known before. A keyframe that was made while
+    /// it was on its way counts as made. Returns what is to be read for the new head.
+    pub(super) fn advance(&self, id: ExecutionId, before: &Known, mut after: Known) -> Reach {
         let mut generations = self.lock();
-        let before = generations.young.get(&id).or_else(|| generations.old.get(&id));
-        if before.is_none_or(|before| before.key != known.key || before.head <= known.head) {
-            generations.old.remove(&id);
-            generations.put(id, known);
+        let known = generations.young.get(&id).or_else(|| generations.old.get(&id));
+        if let Some(known) = known
+            && (known.key, known.head, known.delta) == (before.key, before.head, before.delta)
+        {
+            let added = after.reach.weight.saturating_sub(before.reach.weight);
+            after.reach =
+                Reach { weight: known.reach.weight.saturating_add(added), floor: known.reach.floor };
         }
+        let reach = after.reach;
+        generations.keep(id, after);
+        reach
     }
 
     pub(super) fn forget(&self, id: ExecutionId) {
@@ -93,6 +105,14 @@ impl Cache {
 }
 
 impl Generations {
+    fn keep(&mut self, id: ExecutionId, known: Known) {
+        let before = self.young.get(&id).or_else(|| self.old.get(&id));
+        if before.is_none_or(|before| before.key != known.key || before.head <= known.head) {
+            self.old.remove(&id);
+            self.put(id, known);
+        }
+    }
+
     fn put(&mut self, id: ExecutionId, known: Known) {
         if self.young.len() >= GENERATION_MAX {
             self.old = std::mem::take(&mut self.young);
@@ -131,6 +151,30 @@ mod tests {
         assert!(cache.get(Uuid::from_u128(1)).is_none());
         let generations = cache.lock();
         assert!(generations.young.len() + generations.old.len() <= 2 * GENERATION_MAX);
+    }
+
+    #[test]
+    fn a_keyframe_that_is_made_while_a_commit_is_on_its_way_counts_as_made() {
+        let (cache, id) = (Cache::default(), Uuid::from_u128(7));
+        let before = Known { reach: Reach { weight: 900, floor: 500 }, ..known(4) };
+        cache.put(id, before.clone());
+        cache.weigh(id, |reach| *reach = Reach { weight: reach.weight - 900, floor: 700 });
+        let after = Known { reach: Reach { weight: 910, floor: 500 }, ..known(5) };
+        assert_eq!(cache.advance(id, &before, after), Reach { weight: 10, floor: 700 });
+        let kept = cache.get(id).unwrap();
+        assert_eq!((kept.head, kept.reach), (5, Reach { weight: 10, floor: 700 }));
+    }
+
+    #[test]
+    fn what_was_known_of_another_head_says_nothing_of_the_way_to_this_one() {
+        let (cache, id) = (Cache::default(), Uuid::from_u128(7));
+        let (before, reach) = (known(4), Reach { weight: 910, floor: 500 });
+        let after = Known { reach, ..known(5) };
+        for other in [known(3), Known { key: 2, ..known(4) }, Known { delta: 2, ..known(4) }] {
+            cache.forget(id);
+            cache.put(id, Known { reach: Reach { weight: 1, floor: 1 }, ..other });
+            assert_eq!(cache.advance(id, &before, after.clone()), reach);
+        }
     }
 
     #[test]
