@@ -152,6 +152,9 @@ impl Parts {
         }
         for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
             let (name, value) = parameter.split_once('=').ok_or("a parameter has no value")?;
+            if parts.parameters.iter().any(|(before, _)| before == name) {
+                return Err(format!("it has a parameter twice{}", shown(name)));
+            }
             parts.parameters.push((name.to_owned(), decoded(value)?));
         }
         Ok(parts)
@@ -184,7 +187,7 @@ impl Parts {
                 }
                 "target_session_attrs" => session = session_of(&value)?,
                 name => {
-                    let named = if is_shown(name) { format!(", `{name}`") } else { String::new() };
+                    let named = shown(name);
                     return Err(format!(
                         "it has a parameter that is not known{named}; known are {PARAMETERS}"
                     ));
@@ -225,10 +228,14 @@ impl Parts {
     }
 }
 
-/// Tells whether the name of a parameter may be repeated: a password that was not written as it must be may stand anywhere, but
-/// hardly as a word of small letters before a `=`, behind a host without an `@`.
-fn is_shown(name: &str) -> bool {
-    name.len() <= PARAMETER_BYTES_MAX && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+/// Returns how the name of a parameter is repeated, if it may be: a password that was not written as it must be may stand
+/// anywhere, but hardly as a word of small letters before a `=`, behind a host without an `@`.
+fn shown(name: &str) -> String {
+    let is_word = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    match is_word && name.len() <= PARAMETER_BYTES_MAX {
+        true => format!(", `{name}`"),
+        false => String::new(),
+    }
 }
 
 /// Returns how to encrypt. Whoever names an authority wants to know whom they talk to.
@@ -306,7 +313,10 @@ fn decoded(text: &str) -> Result<String, String> {
         bytes.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
         rest = behind;
     }
-    String::from_utf8(bytes).map_err(|_| wrong())
+    match bytes.contains(&0) {
+        true => Err("there is a `%00`, which no name has".to_owned()),
+        false => String::from_utf8(bytes).map_err(|_| wrong()),
+    }
 }
 
 fn some(text: String) -> Option<String> {
@@ -472,6 +482,16 @@ mod tests {
         for odd in ["Hunter2", "hunter2", "%68unter"] {
             let why = why(&format!("postgres://db/work?{odd}=5"));
             assert!(why.contains("a parameter that is not known; known are"), "{why}");
+        }
+    }
+
+    #[test]
+    fn what_a_url_says_twice_or_no_name_can_have_is_refused() {
+        let twice = why("postgres://db/work?schema=a&sslmode=disable&schema=b");
+        assert!(twice.contains("a parameter twice, `schema`"), "{twice}");
+        for url in ["postgres://ann%00:x@db/work", "postgres://db/wo%00rk", "postgres://db/work?user=a%00"] {
+            let nothing = why(url);
+            assert!(nothing.contains("there is a `%00`"), "{nothing}");
         }
     }
 
