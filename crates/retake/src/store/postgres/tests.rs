@@ -1,14 +1,16 @@
 //! What a store does about a server that is silent, goes away, or is not as it must be.
 
+mod trips;
 mod working;
 
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -69,6 +71,7 @@ fn authority() -> String {
 /// Somebody in between, through whom a store reaches the server.
 struct Between {
     way: watch::Sender<Way>,
+    trips: Arc<AtomicUsize>,
     url: String,
     task: JoinHandle<()>,
 }
@@ -91,13 +94,20 @@ impl Between {
         let end = start + url[start..].find('/').unwrap();
         let server: SocketAddr = url[start..end].parse().unwrap();
         let (way, seen) = watch::channel(Way::default());
+        let trips = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&trips);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let way = seen.borrow().to_owned();
-                tokio::spawn(pass(client, server, seen.clone(), way));
+                tokio::spawn(pass(client, server, seen.clone(), way, Arc::clone(&counted)));
             }
         });
-        Self { way, url: format!("{}{here}{}", &url[..start], &url[end..]), task }
+        Self { way, trips, url: format!("{}{here}{}", &url[..start], &url[end..]), task }
+    }
+
+    /// Returns how often somebody said something after the server had answered, or at first.
+    fn trips(&self) -> usize {
+        self.trips.load(Ordering::Relaxed)
     }
 
     fn db(&self, options: PostgresOptions) -> Db {
@@ -125,17 +135,52 @@ impl Drop for Between {
     }
 }
 
-async fn pass(mut client: TcpStream, server: SocketAddr, mut seen: watch::Receiver<Way>, at_first: Way) {
+async fn pass(
+    mut client: TcpStream,
+    server: SocketAddr,
+    mut seen: watch::Receiver<Way>,
+    at_first: Way,
+    trips: Arc<AtomicUsize>,
+) {
     let mut server = TcpStream::connect(server).await.unwrap();
     let is_cut = move |way: &Way| way.cuts > at_first.cuts;
     if !at_first.silent {
         tokio::select! {
-            _ = copy_bidirectional(&mut client, &mut server) => return,
+            _ended = carry(&mut client, &mut server, &trips) => return,
             _ = seen.wait_for(|way| way.silent || is_cut(way)) => {}
         }
     }
     // What was silent once has lost something, and stays so until it is cut.
     drop(seen.wait_for(is_cut).await);
+}
+
+/// Carries what both say, and counts the turns of the client, until one of them ends.
+async fn carry(client: &mut TcpStream, server: &mut TcpStream, trips: &AtomicUsize) -> io::Result<()> {
+    let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    let mut is_asking = false;
+    loop {
+        tokio::select! {
+            read = client.read(&mut asked) => {
+                let read = read?;
+                if read == 0 {
+                    return server.shutdown().await;
+                }
+                if !is_asking {
+                    trips.fetch_add(1, Ordering::Relaxed);
+                }
+                is_asking = true;
+                server.write_all(&asked[..read]).await?;
+            }
+            read = server.read(&mut answered) => {
+                let read = read?;
+                if read == 0 {
+                    return client.shutdown().await;
+                }
+                is_asking = false;
+                client.write_all(&answered[..read]).await?;
+            }
+        }
+    }
 }
 
 #[tokio::test]

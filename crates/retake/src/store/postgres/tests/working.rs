@@ -1,7 +1,5 @@
 //! Workers whose server is away: what they keep, and how they end.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc};
 
