@@ -301,15 +301,23 @@ impl App {
     pub(crate) fn advice_on_damage(&self, on_a_server: bool) -> String {
         match on_a_server {
             true => format!(
-                "`{}` names all that is damaged: restore the database from a backup, or give a damaged run up by `{}`",
+                "`{}` names all that is damaged: {}",
                 self.command_line("doctor"),
-                self.command_line("rm ID")
+                self.advice_on_a_damaged_server()
             ),
             false => format!(
                 "`{}` says what can be kept and what is lost",
                 self.command_line("doctor --fix --dry-run")
             ),
         }
+    }
+
+    /// Returns what can be done about what is damaged on a server, which nothing repairs there.
+    pub(crate) fn advice_on_a_damaged_server(&self) -> String {
+        format!(
+            "restore the database from a backup, or give a damaged run up by `{}`",
+            self.command_line("rm ID")
+        )
     }
 
     /// Returns what names the store, without the password in it.

@@ -135,7 +135,7 @@ impl After<'_> {
 
 /// Runs what is left to run, until it ends or waits for somebody.
 pub(crate) async fn go_on(app: &App, engine: &Engine, id: ExecutionId) -> Result<ExitCode, Failure> {
-    let wishes = Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
+    let wishes = Wishes::listen()?;
     let resume = Resume { operation: Some(app.operation()), ..Resume::default() };
     drive(app, engine.resume(id, resume).await?, wishes).await
 }

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::failure::Failure;
+
 /// How urgently a run is to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wish {
@@ -32,8 +34,7 @@ mod platform {
     }
 
     impl Wishes {
-        /// Takes the signals over; until then, and from no other place, they end the process.
-        pub(crate) fn listen() -> io::Result<Self> {
+        pub(super) fn begin() -> io::Result<Self> {
             Ok(Self {
                 interrupt: signal(SignalKind::interrupt())?,
                 terminate: signal(SignalKind::terminate())?,
@@ -83,8 +84,8 @@ mod platform {
     pub(crate) struct Wishes;
 
     impl Wishes {
-        /// Takes Ctrl-C over at the first wait.
-        pub(crate) fn listen() -> io::Result<Self> {
+        /// Takes Ctrl-C over at the first wait only.
+        pub(super) fn begin() -> io::Result<Self> {
             Ok(Self)
         }
 
@@ -102,3 +103,10 @@ mod platform {
 }
 
 pub(crate) use platform::{Wishes, survive_file_size_limits};
+
+impl Wishes {
+    /// Takes the signals over; until then, and from no other place, they end the process.
+    pub(crate) fn listen() -> Result<Self, Failure> {
+        Self::begin().map_err(|error| Failure::system("signals cannot be taken over", error))
+    }
+}

@@ -93,10 +93,7 @@ impl Doctor {
                 let look = app.command_line("doctor --fix --dry-run");
                 app.output.note(format!("`{look}` shows what can be kept, and without `--dry-run` keeps it"));
             } else if !is_sound {
-                app.output.note(format!(
-                    "restore the database from a backup, or give a damaged run up by `{}`",
-                    app.command_line("rm ID")
-                ));
+                app.output.note(app.advice_on_a_damaged_server());
             }
         }
         Ok(if is_sound { ExitCode::SUCCESS } else { Code::Store.exit() })

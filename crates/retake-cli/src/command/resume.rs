@@ -105,8 +105,7 @@ impl Resume {
         if self.detach.detach {
             return self.enqueue(app, &engine, &run, before, request).await;
         }
-        let wishes =
-            Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
+        let wishes = Wishes::listen()?;
         let run = engine.resume(run.id, request).await?;
         drive(app, run, wishes).await
     }

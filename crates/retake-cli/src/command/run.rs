@@ -62,8 +62,7 @@ impl Run {
         if self.detach.detach {
             return self.submit(app, &engine, workflow, start).await;
         }
-        let wishes =
-            Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
+        let wishes = Wishes::listen()?;
         let run = engine.start(Arc::new(workflow), start).await?;
         drive(app, run, wishes).await
     }

@@ -57,8 +57,7 @@ struct View<'app> {
 
 impl Watch {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
-        let mut wishes =
-            Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
+        let mut wishes = Wishes::listen()?;
         let away = |why: String| app.output.note(format!("{}; waiting for it", wording::plain(&why)));
         if arrival::reach(app, &mut wishes, away).await? == Arrival::Stopped {
             return Err(Failure::new(Code::Interrupted, "the watch was stopped before it began"));

@@ -67,8 +67,7 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) async fn execute(self, app: &App) -> Result<ExitCode, Failure> {
         app.require_queue("a worker")?;
-        let mut wishes =
-            Wishes::listen().map_err(|error| Failure::system("signals cannot be taken over", error))?;
+        let mut wishes = Wishes::listen()?;
         let away = |why| tell(&app.output, &WorkerEvent::StoreLost { why });
         if arrival::reach(app, &mut wishes, away).await? == Arrival::Stopped {
             return end(app, Worked::default());
