@@ -1,4 +1,4 @@
-//! `run` and `resume` as a user meets them: exit codes, output, signals, bad files, and stores that fail.
+//! `run` and `resume` as a user meets them: exit codes, output, signals, and stores that fail.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -427,15 +427,6 @@ fn inputs_that_do_not_fit_exit_with_2_and_start_nothing() {
 }
 
 #[test]
-fn a_workflow_is_read_from_stdin_and_with_a_byte_order_mark() {
-    let place = Place::with("\u{feff}name: w\nnodes:\n  a: { set: { x: 1 } }\n");
-    expect(&place.retake(&["run", "w.yaml"]), 0);
-    let mut command = place.command(&["run", "-"]);
-    let output = command.stdin(fs::File::open(place.path("w.yaml")).unwrap()).output().unwrap();
-    expect(&output, 0);
-}
-
-#[test]
 fn a_store_that_a_process_died_making_is_no_store_yet() {
     let place = Place::with("name: w\nnodes:\n  a: { set: { x: 1 } }\n");
     place.write("store.db", b"");
@@ -447,91 +438,6 @@ fn a_store_that_a_process_died_making_is_no_store_yet() {
     assert_eq!(fs::metadata(place.path("store.db")).unwrap().len(), 0);
     expect(&place.retake(&["--store", "store.db", "run", "w.yaml"]), 0);
     expect(&place.retake(&["--store", "store.db", "doctor"]), 0);
-}
-
-#[test]
-fn a_bad_workflow_file_exits_with_2_says_where_and_starts_nothing() {
-    let deep =
-        format!("name: w\nnodes:\n  a: {{ set: {{ x: {}1{} }} }}\n", "[".repeat(10_000), "]".repeat(10_000));
-    let deep_json =
-        format!("{{\"name\": \"w\", \"nodes\": {}1{}}}", "{\"a\":".repeat(10_000), "}".repeat(10_000));
-    let deep_blocks: String = (0..10_000).map(|depth| format!("{}a:\n", " ".repeat(depth % 900))).collect();
-    let large = format!("name: w\n# {}\nnodes: {{}}\n", "x".repeat(10 << 20));
-    let files: &[(&str, &[u8])] = &[
-        ("empty", b""),
-        ("only spaces", b"  \n\n"),
-        ("a text", b"hello"),
-        ("a list", b"- a\n- b\n"),
-        ("not YAML", b"name: [unclosed\nnodes: }"),
-        ("a tab", b"name: w\nnodes:\n\ta: { run: x }\n"),
-        ("binary", b"\x00\x01\x02\xff\xfe"),
-        ("not UTF-8", b"name: \xff\nnodes: {}\n"),
-        ("a cycle", b"name: w\nnodes:\n  a: { run: x, needs: b }\n  b: { run: x, needs: a }\n"),
-        ("itself", b"name: w\nnodes:\n  a: { run: x, needs: a }\n"),
-        ("two kinds", b"name: w\nnodes:\n  a: { run: x, set: { y: 1 } }\n"),
-        ("no kind", b"name: w\nnodes:\n  a: { needs: [] }\n"),
-        ("duplicate keys", b"name: w\nnodes:\n  a: { run: x }\n  a: { run: y }\n"),
-        ("no nodes", b"name: w\n"),
-        ("an unknown key", b"name: w\nnode:\n  a: { run: x }\n"),
-        ("an unknown name", b"name: w\nnodes:\n  a: { run: 'echo ${{ vars.nowhere }}' }\n"),
-        ("two documents", b"name: w\nnodes:\n  a: { run: x }\n---\nname: v\n"),
-        ("an alias bomb", b"a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nname: w\nnodes: *c\n"),
-        ("deep", deep.as_bytes()),
-        ("deep JSON", deep_json.as_bytes()),
-        ("deep blocks", deep_blocks.as_bytes()),
-        ("10 MB", large.as_bytes()),
-    ];
-    let place = Place::new();
-    for (what, bytes) in files {
-        place.write("bad.yaml", bytes);
-        for verb in ["run", "validate"] {
-            let output = place.retake(&[verb, "bad.yaml"]);
-            expect(&output, 2);
-            assert!(stderr(&output).contains("bad.yaml"), "{what}: {}", stderr(&output));
-            assert!(stderr(&output).len() < 20_000, "{what}: {} bytes of words", stderr(&output).len());
-        }
-        let output = place.retake(&["run", "bad.yaml", "--json"]);
-        expect(&output, 2);
-        let error: Value = serde_json::from_str(&stderr(&output)).unwrap();
-        assert_eq!(error["error"]["code"], "usage", "{what}");
-        assert!(error["error"].get("line").is_some(), "{what}: {error}");
-        let output = place.retake(&["validate", "bad.yaml", "--json"]);
-        expect(&output, 2);
-        let document: Value = serde_json::from_str(&stdout(&output)).unwrap();
-        assert_eq!(document["valid"], false, "{what}");
-        assert!(!document["problems"][0]["message"].as_str().unwrap().is_empty(), "{what}");
-    }
-    assert!(!place.path(".retake").exists());
-    expect(&place.retake(&["run", "."]), 2);
-}
-
-#[test]
-fn a_good_file_is_told_with_its_order() {
-    let place = Place::with(TWO);
-    let output = place.retake(&["validate", "w.yaml"]);
-    expect(&output, 0);
-    assert_eq!(stdout(&output), "two is valid: 2 nodes\n  a: run\n  b: run, after a\n");
-    let document: Value =
-        serde_json::from_slice(&place.retake(&["validate", "w.yaml", "--json"]).stdout).unwrap();
-    assert_eq!((&document["valid"], &document["workflow"]), (&json!(true), &json!("two")));
-    assert_eq!(document["hash"].as_str().unwrap().len(), 64);
-    assert_eq!(document["nodes"][1], json!({"id": "b", "kind": "run", "after": ["a"]}));
-    assert!(!place.path(".retake").exists());
-}
-
-#[test]
-fn a_compensation_that_nothing_runs_is_said_to_be_one() {
-    let place = Place::with(
-        "name: w\nnodes:\n  a: { run: 'true', compensate: { run: 'false' } }\n  \
-         b: { run: 'true', effect: external, compensate: { run: 'false' } }\n",
-    );
-    let said = "node `a` has a `compensate`, which runs only for nodes with `effect: external`";
-    let document: Value =
-        serde_json::from_slice(&place.retake(&["validate", "w.yaml", "--json"]).stdout).unwrap();
-    assert_eq!(document["warnings"], json!([said]));
-    let output = place.retake(&["run", "w.yaml"]);
-    expect(&output, 0);
-    assert!(stderr(&output).contains(said), "{}", stderr(&output));
 }
 
 #[test]
@@ -620,24 +526,6 @@ fn a_reader_that_leaves_does_not_stop_a_run_and_output_that_is_lost_is_an_error(
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let lost = place.command(&["schema"]).stdout(full).output().unwrap();
     expect(&lost, 6);
-}
-
-#[test]
-fn a_workflow_to_begin_with_runs_and_is_not_written_over() {
-    let place = Place::new();
-    expect(&place.retake(&["init"]), 0);
-    expect(&place.retake(&["validate", "workflow.yaml"]), 0);
-    let output = place.retake(&["run", "workflow.yaml", "-i", "who=it's me"]);
-    expect(&output, 0);
-    assert_eq!(place.read("sent.txt"), "Hello, it's me! Your name has 7 letters.\n");
-    expect(&place.retake(&["run", "workflow.yaml", "-i", "review=true"]), 5);
-    place.write("workflow.yaml", "mine");
-    let refused = place.retake(&["init"]);
-    expect(&refused, 2);
-    assert!(stderr(&refused).contains("--force"), "{}", stderr(&refused));
-    assert_eq!(place.read("workflow.yaml"), "mine");
-    expect(&place.retake(&["init", "--force"]), 0);
-    expect(&place.retake(&["validate", "workflow.yaml"]), 0);
 }
 
 #[test]
