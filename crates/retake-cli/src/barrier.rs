@@ -1,28 +1,43 @@
-//! What holds a run back that is due in its queue: limits, as far as the store tells that cheaply.
+//! What holds runs of a queue back, as far as the store tells that cheaply: limits, where they are due, and workers that
+//! are lost, where they are claimed.
 
 use std::collections::BTreeMap;
 
-use retake::store::{ExecutionRecord, Queue, TicketRecord, TicketStand};
+use chrono::{DateTime, Utc};
+use retake::store::{ExecutionRecord, Queue, TicketRecord, TicketStand, WorkerRecord, WorkerStand};
 
 use crate::command::queue::{Limits, Rate};
 use crate::failure::Failure;
+use crate::wording;
 
-/// The limits of a store, and how much of each limited queue workers have.
+/// The limits of a store, how much of each limited queue workers have, and which workers are lost.
 #[derive(Debug, Default)]
 pub(crate) struct Barriers {
     limits: Limits,
     claimed: BTreeMap<String, u64>,
+    /// When each was last seen, by its name.
+    lost: BTreeMap<String, DateTime<Utc>>,
 }
 
 impl Barriers {
-    /// Looks at what could hold these back. Costs nothing where none of them is due, the limits otherwise, and the tickets
-    /// of all queues where one of these is in a queue that is limited and does not stand still.
+    /// Looks at what could hold these back. Costs nothing where none of them is due or claimed; the workers where one is
+    /// claimed; the limits where one is due, and the tickets of all queues where that is in a queue that is limited and does
+    /// not stand still.
     pub(crate) async fn look<'t>(
         queue: Option<&dyn Queue>,
         tickets: impl Iterator<Item = &'t TicketRecord>,
     ) -> Result<Self, Failure> {
-        let due: Vec<_> = tickets.filter(|ticket| ticket.stands == TicketStand::Due).collect();
-        let (Some(queue), false) = (queue, due.is_empty()) else { return Ok(Self::default()) };
+        let Some(queue) = queue else { return Ok(Self::default()) };
+        let stands = |stands| move |ticket: &&TicketRecord| ticket.stands == stands;
+        let tickets: Vec<&TicketRecord> = tickets.collect();
+        let lost = match tickets.iter().any(stands(TicketStand::Claimed)) {
+            true => lost(queue.workers().await?),
+            false => BTreeMap::new(),
+        };
+        let due: Vec<&TicketRecord> = tickets.into_iter().filter(stands(TicketStand::Due)).collect();
+        if due.is_empty() {
+            return Ok(Self { lost, ..Self::default() });
+        }
         let limits = Limits::new(queue.limits().await?);
         let is_limited =
             |ticket: &&TicketRecord| limits.running.get(&ticket.queue).is_some_and(|most| *most > 0);
@@ -31,7 +46,14 @@ impl Barriers {
             false => Vec::new(),
         };
         let claimed = depths.into_iter().map(|depth| (depth.queue, depth.claimed)).collect();
-        Ok(Self { limits, claimed })
+        Ok(Self { limits, claimed, lost })
+    }
+
+    /// Returns what a run waits for that a worker has claimed, other than its nodes.
+    pub(crate) fn behind(&self, now: DateTime<Utc>, run: &ExecutionRecord) -> Option<String> {
+        let holder = run.leased_by.as_ref()?;
+        let seen = wording::age(now, *self.lost.get(holder)?);
+        Some(format!("for the lease of {holder} to end, which is lost: last seen {seen}"))
     }
 
     /// Returns what a run waits for that is due, other than a worker.
@@ -54,11 +76,20 @@ impl Barriers {
     }
 }
 
+/// Returns when each worker was last seen that is lost, unless another of its name is not.
+fn lost(workers: Vec<WorkerRecord>) -> BTreeMap<String, DateTime<Utc>> {
+    let (alive, lost): (Vec<_>, Vec<_>) =
+        workers.into_iter().partition(|worker| worker.stands == WorkerStand::Alive);
+    let lives = |name: &String| alive.iter().any(|worker| worker.report.name == *name);
+    let lost = lost.into_iter().map(|worker| (worker.report.name, worker.seen_at));
+    lost.filter(|(name, _)| !lives(name)).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use chrono::DateTime;
+    use chrono::TimeDelta;
     use retake::execution::{ExecutionId, ExecutionState, Spend};
-    use retake::store::Limit;
+    use retake::store::{Limit, WorkerReport};
 
     use super::*;
 
@@ -81,7 +112,8 @@ mod tests {
 
     fn before(limits: &[Limit], claimed: u64, head: u64) -> Option<String> {
         let limits = Limits::new(limits.to_vec());
-        let barriers = Barriers { limits, claimed: [("mail".to_owned(), claimed)].into() };
+        let claimed = [("mail".to_owned(), claimed)].into();
+        let barriers = Barriers { limits, claimed, lost: BTreeMap::new() };
         let ticket = TicketRecord {
             execution_id: ExecutionId::nil(),
             queue: "mail".to_owned(),
@@ -111,6 +143,36 @@ mod tests {
             (vec![running(4), starts(0)], 4, 1, Some("for queue mail, which is at its limit of 4")),
         ] {
             assert_eq!(before(&limits, claimed, head).as_deref(), told, "{limits:?} {claimed} {head}");
+        }
+    }
+
+    fn worker(name: &str, stands: WorkerStand) -> WorkerRecord {
+        let seen_at = DateTime::from_timestamp(100, 0).unwrap();
+        let report = WorkerReport {
+            id: ExecutionId::nil(),
+            name: name.to_owned(),
+            version: String::new(),
+            queues: Vec::new(),
+            concurrency: 8,
+            running: 1,
+        };
+        WorkerRecord { report, started_at: seen_at, seen_at, stands }
+    }
+
+    #[test]
+    fn a_run_of_a_worker_that_is_lost_waits_for_its_lease() {
+        let workers = [
+            worker("a", WorkerStand::Lost),
+            worker("b", WorkerStand::Alive),
+            worker("c", WorkerStand::Lost),
+            worker("c", WorkerStand::Alive),
+        ];
+        let barriers = Barriers { lost: lost(workers.into()), ..Barriers::default() };
+        let now = DateTime::from_timestamp(100, 0).unwrap() + TimeDelta::seconds(45);
+        let told = "for the lease of a to end, which is lost: last seen 45s ago";
+        for (holder, told) in [(Some("a"), Some(told)), (Some("b"), None), (Some("c"), None), (None, None)] {
+            let run = ExecutionRecord { leased_by: holder.map(str::to_owned), ..run(3) };
+            assert_eq!(barriers.behind(now, &run).as_deref(), told, "{holder:?}");
         }
     }
 }

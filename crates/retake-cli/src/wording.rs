@@ -40,11 +40,6 @@ pub(crate) fn moment(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
 }
 
-/// Returns what this machine is called.
-pub(crate) fn machine() -> String {
-    whoami::hostname().unwrap_or_else(|_| "unknown".to_owned())
-}
-
 /// Returns a duration with about three digits.
 pub(crate) fn duration(milliseconds: u64) -> String {
     let seconds = milliseconds / 1_000;
@@ -225,7 +220,7 @@ pub(crate) fn waits_for(
         (TicketStand::Due | TicketStand::Delayed, _) => "for a worker".to_owned(),
         (TicketStand::Held, _) => "for somebody".to_owned(),
         (TicketStand::Stuck, _) => "for somebody: the workers that took it died".to_owned(),
-        (TicketStand::Claimed, _) => return None,
+        (TicketStand::Claimed, _) => plain(&barriers.behind(now, run)?),
     })
 }
 

@@ -189,6 +189,7 @@ fn a_worker_that_is_told_to_end_finishes_its_nodes_and_hands_over() {
     let workers = office.json(&["ls", "--workers"]);
     let stand: Vec<&Value> = workers.as_array().unwrap().iter().map(|worker| &worker["stands"]).collect();
     assert_eq!(stand, ["alive"]);
+    assert_eq!(office.json(&["ls"])[0]["running_in"], workers[0]["name"], "one name for one process");
     let gate = office.reached_gate();
     worker.signal(rustix::process::Signal::TERM);
     worker.until("draining");

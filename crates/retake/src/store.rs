@@ -30,8 +30,7 @@ mod load;
 mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-mod process;
+pub(crate) mod process;
 mod queue;
 mod record;
 mod repair;

@@ -80,11 +80,11 @@ impl Worker {
         };
         let engine = app.engine_on(opened)?.with_lease_ttl(self.lease);
         let options = WorkerOptions {
-            name: format!("{}:{}", wording::machine(), std::process::id()),
             queues: self.queue,
             concurrency: self.concurrency,
             grace: self.grace,
             until: if self.drain { WorkerUntil::Empty } else { WorkerUntil::Told },
+            ..WorkerOptions::default()
         };
         let mut worker = retake::engine::Worker::new(engine, options)?;
         let (handle, events) = (worker.handle(), worker.watch());

@@ -20,7 +20,7 @@ use self::looking::{Look, Seen};
 use self::reporting::Reporter;
 use super::control::HandOver;
 use super::{Engine, EngineError};
-use crate::store::{Claim, Limit, Queue, QueueDepth, StoreError};
+use crate::store::{Claim, Limit, Queue, QueueDepth, StoreError, process};
 
 /// How many executions a worker advances at the same time, where nobody says otherwise.
 pub const CONCURRENCY_DEFAULT: usize = 8;
@@ -71,7 +71,7 @@ pub enum WorkerUntil {
 /// How a worker works.
 #[derive(Debug, Clone)]
 pub struct WorkerOptions {
-    /// Who it is, for people: machine and process.
+    /// Who it is, for people: process and machine, as a lease names its holder.
     pub name: String,
     /// The queues that it serves. Empty for all.
     pub queues: Vec<String>,
@@ -86,7 +86,7 @@ pub struct WorkerOptions {
 impl Default for WorkerOptions {
     fn default() -> Self {
         Self {
-            name: format!("process {}", std::process::id()),
+            name: process::name().to_owned(),
             queues: Vec::new(),
             concurrency: CONCURRENCY_DEFAULT,
             grace: GRACE_DEFAULT,

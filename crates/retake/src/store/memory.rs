@@ -16,7 +16,7 @@ use super::record::Place;
 use super::{
     CheckpointRecord, Commit, Conflict, Delta, ExecutionFilter, ExecutionRecord, Feed, FeedPage, History,
     HistoryPage, HistoryPoint, Image, KeptWorkflow, Key, Lease, NewCheckpoint, NewExecution, Note, Op,
-    OperationRecord, Report, Request, Seq, Store, StoreError,
+    OperationRecord, Report, Request, Seq, Store, StoreError, process,
 };
 use crate::checkpoint::CheckpointId;
 use crate::clock::{Clock, SystemClock};
@@ -101,13 +101,17 @@ impl MemoryStore {
             None => Ok(()),
             Some(left) => {
                 let until = self.clock.now() + TimeDelta::from_std(left).unwrap_or(TimeDelta::zero());
-                Err(Conflict::Leased { execution: execution.record.id, owner: owner(), until })
+                Err(Conflict::Leased {
+                    execution: execution.record.id,
+                    owner: process::name().to_owned(),
+                    until,
+                })
             }
         }
     }
 
     fn seen(&self, execution: &Execution) -> ExecutionRecord {
-        let leased_by = execution.lease_left(self.clock.elapsed()).map(|_| owner());
+        let leased_by = execution.lease_left(self.clock.elapsed()).map(|_| process::name().to_owned());
         ExecutionRecord { leased_by, ..execution.record.clone() }
     }
 }
@@ -488,8 +492,4 @@ fn size(delta: &Delta) -> u64 {
         key + value
     });
     bytes.sum::<usize>() as u64
-}
-
-fn owner() -> String {
-    format!("process {}", std::process::id())
 }

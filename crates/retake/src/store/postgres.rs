@@ -138,7 +138,7 @@ impl Shared {
     fn new(db: Db) -> Self {
         Self {
             clock: Arc::clone(&db.options().clock),
-            owner: process::name(),
+            owner: process::name().to_owned(),
             keys: Keys::new(),
             cache: Cache::default(),
             batcher: Arc::new(Batcher::new(db.clone())),

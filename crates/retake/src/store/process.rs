@@ -1,12 +1,17 @@
-//! Who holds a lease, as people are told.
+//! Who holds a lease, or works, as people are told.
+
+use std::sync::LazyLock;
 
 /// Returns what this process is called: its number, and its machine where that has a name.
-pub(super) fn name() -> String {
-    let process = std::process::id();
-    match host() {
-        Some(host) => format!("process {process} on {host}"),
-        None => format!("process {process}"),
-    }
+pub(crate) fn name() -> &'static str {
+    static NAME: LazyLock<String> = LazyLock::new(|| {
+        let process = std::process::id();
+        match host() {
+            Some(host) => format!("process {process} on {host}"),
+            None => format!("process {process}"),
+        }
+    });
+    &NAME
 }
 
 fn host() -> Option<String> {

@@ -9,12 +9,12 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::{Execution, Kept, MemoryStore, owner};
+use super::{Execution, Kept, MemoryStore};
 use crate::execution::ExecutionId;
 use crate::store::{
     CLAIMS_MAX, Claim, Claimed, Lease, Limit, NewCheckpoint, NewExecution, Queue, QueueDepth, Seq,
     Settlement, StaleLease, StoreError, Submitted, TIME_MAX, Ticket, TicketRecord, TicketStand,
-    WORKER_FORGOTTEN_AFTER, WORKER_LOST_AFTER, WorkerRecord, WorkerReport, WorkerStand,
+    WORKER_FORGOTTEN_AFTER, WORKER_LOST_AFTER, WorkerRecord, WorkerReport, WorkerStand, process,
 };
 
 /// All that is kept for handing executions out.
@@ -572,7 +572,7 @@ impl Queue for MemoryStore {
                 Some(StaleLease {
                     execution_id: execution.record.id,
                     name: execution.record.name.clone(),
-                    owner: owner(),
+                    owner: process::name().to_owned(),
                     until: now - TimeDelta::from_std(since).unwrap_or(TimeDelta::zero()),
                 })
             })

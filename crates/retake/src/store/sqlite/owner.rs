@@ -23,7 +23,7 @@ pub(super) struct Owner {
 
 impl Owner {
     pub(super) fn new(id: Uuid, store: &Arc<Path>) -> Self {
-        Self { id, name: process::name(), store: Arc::clone(store), file: Mutex::default() }
+        Self { id, name: process::name().to_owned(), store: Arc::clone(store), file: Mutex::default() }
     }
 
     pub(super) fn id(&self) -> Uuid {
