@@ -53,7 +53,7 @@ impl Barriers {
     pub(crate) fn behind(&self, now: DateTime<Utc>, run: &ExecutionRecord) -> Option<String> {
         let holder = run.leased_by.as_ref()?;
         let seen = wording::age(now, *self.lost.get(holder)?);
-        Some(format!("for the lease of {holder} to end, which is lost: last seen {seen}"))
+        Some(format!("for the lease of {holder}, which is lost: last seen {seen}"))
     }
 
     /// Returns what a run waits for that is due, other than a worker.
@@ -169,7 +169,7 @@ mod tests {
         ];
         let barriers = Barriers { lost: lost(workers.into()), ..Barriers::default() };
         let now = DateTime::from_timestamp(100, 0).unwrap() + TimeDelta::seconds(45);
-        let told = "for the lease of a to end, which is lost: last seen 45s ago";
+        let told = "for the lease of a, which is lost: last seen 45s ago";
         for (holder, told) in [(Some("a"), Some(told)), (Some("b"), None), (Some("c"), None), (None, None)] {
             let run = ExecutionRecord { leased_by: holder.map(str::to_owned), ..run(3) };
             assert_eq!(barriers.behind(now, &run).as_deref(), told, "{holder:?}");
