@@ -4,6 +4,7 @@
 
 mod address;
 mod alone;
+mod aside;
 mod asking;
 mod batch;
 mod chain;

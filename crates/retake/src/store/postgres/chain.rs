@@ -12,6 +12,7 @@
 
 use tokio_postgres::Row;
 
+use super::aside::aside;
 use super::db::{Db, Transaction, Values};
 use super::known::Reach;
 use super::row::{self, damaged, delta_checksum, get, keyframe_checksum, verify};
@@ -33,6 +34,14 @@ pub(super) enum Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// Returns where the store is, as people are told.
+    fn location(&self) -> &str {
+        match self {
+            Self::Db(db) => db.location(),
+            Self::Transaction(transaction) => transaction.location(),
+        }
+    }
+
     pub(super) async fn query(
         &mut self,
         sql: &'static str,
@@ -191,7 +200,7 @@ pub(super) async fn resolved(reader: &mut Reader<'_>, delta: i64) -> Result<Reso
     let mut passed_by = Vec::new();
     loop {
         let rows = reader.query(WAY, &[&delta, &passed_by]).await?;
-        match resolve(delta, &rows)? {
+        match resolve_aside(reader, delta, rows).await? {
             Way::Resolved(resolved) => return Ok(*resolved),
             Way::DamagedFrame(key) if passed_by.len() < PASSED_BY_MAX => passed_by.push(key),
             Way::DamagedFrame(key) => {
@@ -202,8 +211,12 @@ pub(super) async fn resolved(reader: &mut Reader<'_>, delta: i64) -> Result<Reso
 }
 
 /// Returns the state that a delta leads to, where the way from it has been read already.
-pub(super) async fn image_of(reader: &mut Reader<'_>, delta: i64, rows: &[Row]) -> Result<Image, StoreError> {
-    match resolve(delta, rows)? {
+pub(super) async fn image_of(
+    reader: &mut Reader<'_>,
+    delta: i64,
+    rows: Vec<Row>,
+) -> Result<Image, StoreError> {
+    match resolve_aside(reader, delta, rows).await? {
         Way::Resolved(resolved) => Ok(resolved.image),
         Way::DamagedFrame(_) => image(reader, delta).await,
     }
@@ -213,6 +226,14 @@ pub(super) async fn image_of(reader: &mut Reader<'_>, delta: i64, rows: &[Row]) 
 enum Way {
     Resolved(Box<Resolved>),
     DamagedFrame(i64),
+}
+
+async fn resolve_aside(reader: &Reader<'_>, delta: i64, rows: Vec<Row>) -> Result<Way, StoreError> {
+    let length = |row: &Row, column| {
+        row.try_get::<_, Option<&[u8]>>(column).ok().flatten().map_or(0, |bytes| bytes.len() as u64)
+    };
+    let bytes = rows.iter().map(|row| length(row, 2) + length(row, 5)).sum();
+    aside(reader.location(), bytes, move || resolve(delta, &rows)).await
 }
 
 /// Builds a state out of the rows on its way, newest first.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tokio_postgres::Row;
 
 use super::Shared;
+use super::aside::aside;
 use super::batch::Outcome;
 use super::chain::{self, Reader};
 use super::execution::{EXECUTION_COLUMNS, ExecutionRow, Log, Standing, execution_columns};
@@ -36,7 +37,13 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    pub(super) fn new(commit: Commit) -> Result<Self, StoreError> {
+    /// Encodes the delta of a commit, on another thread where it is large.
+    pub(super) async fn made(shared: &Shared, commit: Commit) -> Result<Self, StoreError> {
+        let bytes = commit.checkpoint.delta.bytes();
+        aside(shared.db.location(), bytes, || Self::new(commit)).await
+    }
+
+    fn new(commit: Commit) -> Result<Self, StoreError> {
         let Commit { execution_id, expected_head, fence, mut checkpoint } = commit;
         let level = checkpoint.compress.then_some(body::SMALL);
         let delta = std::mem::take(&mut checkpoint.delta);
@@ -88,7 +95,7 @@ impl Ground {
 ///
 /// Where the connection is lost, it finds out by the checkpoint's id whether it was done, and does it if not.
 pub(super) async fn commit(shared: &Arc<Shared>, commit: Commit) -> Result<CheckpointRecord, StoreError> {
-    let draft = Draft::new(commit)?;
+    let draft = Draft::made(shared, commit).await?;
     let mut outage = Outage::new(shared.db.options());
     for _ in 0..ATTEMPTS_MAX {
         let ground = match shared.cache.get(draft.execution_id) {

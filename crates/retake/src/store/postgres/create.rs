@@ -89,9 +89,13 @@ pub(super) struct Created {
 }
 
 impl Creation {
-    pub(super) fn new(new: NewExecution, first: NewCheckpoint) -> Result<Self, StoreError> {
+    pub(super) async fn made(
+        shared: &Shared,
+        new: NewExecution,
+        first: NewCheckpoint,
+    ) -> Result<Self, StoreError> {
         let commit = Commit { execution_id: new.id, expected_head: 0, fence: None, checkpoint: first };
-        Ok(Self { new, draft: Draft::new(commit)? })
+        Ok(Self { new, draft: Draft::made(shared, commit).await? })
     }
 
     /// Refuses a first checkpoint that names a point before it. What is taken comes first.
@@ -261,7 +265,7 @@ pub(super) async fn create(
     new: NewExecution,
     first: NewCheckpoint,
 ) -> Result<CheckpointRecord, StoreError> {
-    let creation = Creation::new(new, first)?;
+    let creation = Creation::made(shared, new, first).await?;
     // Refused before anything is looked at, though a name that is taken would be told first.
     creation.check_first()?;
     let mut outage = Outage::new(shared.db.options());

@@ -371,6 +371,11 @@ impl Transaction {
         answer.map_err(|fault| fault.error)
     }
 
+    /// Returns where the store is, as people are told.
+    pub(super) fn location(&self) -> &str {
+        self.held().location()
+    }
+
     fn held(&self) -> &Held {
         self.held.as_ref().expect("it is taken only by what ends the transaction")
     }

@@ -4,12 +4,14 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Shared;
+use super::aside::apart;
 use super::chain::{self, Reader, Resolved};
 use super::known::Reach;
 use super::row;
 use crate::execution::ExecutionId;
+use crate::store::body::{self, Body};
 use crate::store::load::{ADDED_MIN, FLOOR_MIN, length};
-use crate::store::{StoreError, body};
+use crate::store::{Image, StoreError};
 
 /// Keyframes that are made at the same time. One that finds no room is made after a later commit.
 const FRAMES_MAX: usize = 2;
@@ -68,15 +70,8 @@ impl Shared {
             self.cache.weigh(id, |reach| reach.weight = reach.weight.min(weight));
             return Ok(());
         }
-        let raw = image.to_delta().encode();
-        let size = length(&raw);
-        let spared = read.saturating_add(framed.unwrap_or(0)).saturating_sub(size);
-        let worth = match spared < size / SPARED_MIN {
-            true => None,
-            // A state that is larger than one row may be is read from its deltas.
-            false => body::pack(raw, Some(body::FAST)).ok(),
-        };
-        let Some(body) = worth else {
+        let (size, body) = apart(self.db.location(), move || Ok(framing(&image, read, framed))).await?;
+        let Some(body) = body else {
             let floor = weight.saturating_add(FLOOR_MIN.max(size / ADDED_MIN));
             self.cache.weigh(id, |reach| reach.floor = floor);
             return Ok(());
@@ -88,4 +83,17 @@ impl Shared {
         });
         Ok(())
     }
+}
+
+/// Returns how many bytes a state has, and what a keyframe of it would hold, if it is worth one.
+fn framing(image: &Image, read: i64, framed: Option<i64>) -> (i64, Option<Body>) {
+    let raw = image.to_delta().encode();
+    let size = length(&raw);
+    let spared = read.saturating_add(framed.unwrap_or(0)).saturating_sub(size);
+    let body = match spared < size / SPARED_MIN {
+        true => None,
+        // A state that is larger than one row may be is read from its deltas.
+        false => body::pack(raw, Some(body::FAST)).ok(),
+    };
+    (size, body)
 }

@@ -239,7 +239,9 @@ pub(super) async fn state(shared: &Shared, id: ExecutionId, seq: Seq) -> Result<
             &[(BY_ID, &[&id]), (POINT_OF, &[&id, &stored]), (chain::WAY_FROM_POINT, &[&id, &stored])],
         )
         .await?;
-    let [execution, point, way] = &found[..] else { return Err(StoreError::NoExecution(id)) };
+    let Ok([execution, point, way]) = <[Vec<Row>; 3]>::try_from(found) else {
+        return Err(StoreError::NoExecution(id));
+    };
     let execution = current(execution.first().ok_or(StoreError::NoExecution(id))?)?;
     let point = Point::read(point.first().ok_or_else(|| execution.no_point(seq))?, 0, id)?;
     point.record(&execution)?;

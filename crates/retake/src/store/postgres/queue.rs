@@ -149,7 +149,7 @@ async fn submit(
 ) -> Result<Submitted, StoreError> {
     ticket.checked()?;
     let key = key.map(submission);
-    let creation = Creation::new(new, first)?;
+    let creation = Creation::made(shared, new, first).await?;
     creation.check_first()?;
     let mut outage = Outage::new(shared.db.options());
     let mut last = None;
