@@ -20,6 +20,9 @@ const CONTROL_SEEDS: &str = "stored_value";
 /// How long each target runs unless it is told.
 pub(crate) const SECONDS: u64 = 60;
 
+/// How long each runs beside the tests, which are not to wait for it.
+pub(crate) const SECONDS_IN_TESTS: u64 = 15;
+
 /// How long the control may take to find its bug.
 const CONTROL_SECONDS: u64 = 60;
 

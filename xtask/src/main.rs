@@ -82,7 +82,7 @@ fn test(shell: &Shell) -> xshell::Result<()> {
         let shell = Shell::new()?;
         shell.change_dir(&root);
         fuzz::build(&shell)?;
-        Ok::<_, xshell::Error>(fuzz::run(&root, fuzz::SECONDS, Some(TEST_SEED)))
+        Ok::<_, xshell::Error>(fuzz::run(&root, fuzz::SECONDS_IN_TESTS, Some(TEST_SEED)))
     });
     let cluster = cluster(shell);
     let _server = cluster.variables().map(|(name, value)| shell.push_env(name, value));
