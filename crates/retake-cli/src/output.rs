@@ -118,7 +118,7 @@ impl Output {
             None => {
                 let mark = match failure.code {
                     Code::Waiting => "waiting:".yellow().bold().to_string(),
-                    Code::Interrupted => "paused:".yellow().bold().to_string(),
+                    Code::Interrupted => "interrupted:".yellow().bold().to_string(),
                     Code::RunFailed
                     | Code::Usage
                     | Code::NotFound

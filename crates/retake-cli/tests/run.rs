@@ -342,7 +342,9 @@ nodes:
     let run = place.spawn(&["run", "w.yaml", "--name", "x"]);
     wait_for(&here);
     signal(&run, "TERM");
-    expect(&run.wait_with_output().unwrap(), 130);
+    let stopped = run.wait_with_output().unwrap();
+    expect(&stopped, 130);
+    assert!(stderr(&stopped).contains("interrupted: x stopped at @"), "{}", stderr(&stopped));
     let refused = place.retake(&["resume", "x"]);
     expect(&refused, 7);
     assert!(stderr(&refused).contains("--again send"), "{}", stderr(&refused));
