@@ -90,6 +90,16 @@ pub(crate) fn unpack_at_most(bytes_max: u64, record: &str, bytes: &[u8]) -> Resu
     }
 }
 
+/// Returns how many bytes a body unpacks to, as it says itself.
+#[cfg(feature = "postgres")]
+pub(super) fn unpacked_length(bytes: &[u8]) -> u64 {
+    match bytes.split_first() {
+        Some((&ZSTD, rest)) => rest.first_chunk().map_or(0, |length| u64::from_le_bytes(*length)),
+        Some((_, raw)) => raw.len() as u64,
+        None => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,6 +112,8 @@ mod tests {
         {
             let body = pack(raw.to_vec(), level).unwrap();
             assert_eq!((body.compressed, unpack("a test", &body.bytes).unwrap()), (compressed, raw.to_vec()));
+            #[cfg(feature = "postgres")]
+            assert_eq!(unpacked_length(&body.bytes), raw.len() as u64);
         }
     }
 

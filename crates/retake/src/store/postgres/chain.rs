@@ -230,9 +230,10 @@ enum Way {
 
 async fn resolve_aside(reader: &Reader<'_>, delta: i64, rows: Vec<Row>) -> Result<Way, StoreError> {
     let length = |row: &Row, column| {
-        row.try_get::<_, Option<&[u8]>>(column).ok().flatten().map_or(0, |bytes| bytes.len() as u64)
+        row.try_get::<_, Option<&[u8]>>(column).ok().flatten().map_or(0, body::unpacked_length)
     };
-    let bytes = rows.iter().map(|row| length(row, 2) + length(row, 5)).sum();
+    let lengths = rows.iter().flat_map(|row| [length(row, 2), length(row, 5)]);
+    let bytes = lengths.fold(0, u64::saturating_add);
     aside(reader.location(), bytes, move || resolve(delta, &rows)).await
 }
 

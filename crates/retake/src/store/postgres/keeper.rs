@@ -7,7 +7,7 @@ use super::Shared;
 use super::aside::apart;
 use super::chain::{self, Reader, Resolved};
 use super::known::Reach;
-use super::row;
+use super::row::{self, Checksum};
 use crate::execution::ExecutionId;
 use crate::store::body::{self, Body};
 use crate::store::load::{ADDED_MIN, FLOOR_MIN, length};
@@ -30,6 +30,15 @@ ON CONFLICT (delta) DO NOTHING";
 #[derive(Debug, Default)]
 pub(super) struct Keeper {
     making: Mutex<HashSet<ExecutionId>>,
+}
+
+#[cfg(test)]
+impl Keeper {
+    /// Makes no keyframe by itself any more.
+    pub(super) fn rest(&self) {
+        let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        making.extend((0..FRAMES_MAX).map(|place| ExecutionId::from_u128(place as u128)));
+    }
 }
 
 /// An execution of which a keyframe is being made, until this is dropped.
@@ -62,38 +71,55 @@ impl Shared {
         });
     }
 
-    async fn frame(&self, id: ExecutionId, delta: i64) -> Result<(), StoreError> {
+    pub(super) async fn frame(&self, id: ExecutionId, delta: i64) -> Result<(), StoreError> {
         let Resolved { image, read, weight, floor, framed } =
             chain::resolved(&mut Reader::Db(&self.db), delta).await?;
         if weight <= floor {
-            // Somebody else made one.
-            self.cache.weigh(id, |reach| reach.weight = reach.weight.min(weight));
+            // Somebody else made one, or put deltas together.
+            self.cache.weigh(id, |reach| {
+                *reach = Reach { weight: reach.weight.min(weight), floor: reach.floor.max(floor) };
+            });
             return Ok(());
         }
-        let (size, body) = apart(self.db.location(), move || Ok(framing(&image, read, framed))).await?;
-        let Some(body) = body else {
+        let framing = apart(self.db.location(), move || Ok(Framing::new(delta, &image, read, framed)));
+        let Framing { size, frame } = framing.await?;
+        let Some((body, checksum)) = frame else {
             let floor = weight.saturating_add(FLOOR_MIN.max(size / ADDED_MIN));
             self.cache.weigh(id, |reach| reach.floor = floor);
             return Ok(());
         };
-        let checksum = row::keyframe_checksum(delta, size, &body.bytes);
         self.db.execute("keeping a state", INSERT, &[&delta, &size, &body.bytes, &&checksum[..]]).await?;
         self.cache.weigh(id, |reach| {
-            *reach = Reach { weight: reach.weight.saturating_sub(weight), floor: size.max(FLOOR_MIN) };
+            // Where somebody went back meanwhile, what is left to read is less than what this spares.
+            let left = reach.weight.saturating_sub(weight).max(0);
+            *reach = Reach { weight: left, floor: size.max(FLOOR_MIN) };
         });
         Ok(())
     }
 }
 
-/// Returns how many bytes a state has, and what a keyframe of it would hold, if it is worth one.
-fn framing(image: &Image, read: i64, framed: Option<i64>) -> (i64, Option<Body>) {
-    let raw = image.to_delta().encode();
-    let size = length(&raw);
-    let spared = read.saturating_add(framed.unwrap_or(0)).saturating_sub(size);
-    let body = match spared < size / SPARED_MIN {
-        true => None,
-        // A state that is larger than one row may be is read from its deltas.
-        false => body::pack(raw, Some(body::FAST)).ok(),
-    };
-    (size, body)
+/// What a keyframe of a state would be.
+struct Framing {
+    /// How many bytes the state has.
+    size: i64,
+    /// What it would hold and its checksum, if it is worth one.
+    frame: Option<(Body, Checksum)>,
+}
+
+impl Framing {
+    fn new(delta: i64, image: &Image, read: i64, framed: Option<i64>) -> Self {
+        let raw = image.to_delta().encode();
+        let size = length(&raw);
+        let spared = read.saturating_add(framed.unwrap_or(0)).saturating_sub(size);
+        let body = match spared < size / SPARED_MIN {
+            true => None,
+            // A state that is larger than one row may be is read from its deltas.
+            false => body::pack(raw, Some(body::FAST)).ok(),
+        };
+        let sealed = |body: Body| {
+            let checksum = row::keyframe_checksum(delta, size, &body.bytes);
+            (body, checksum)
+        };
+        Self { size, frame: body.map(sealed) }
+    }
 }

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tokio_postgres::Row;
 
 use super::Shared;
+use super::aside::aside;
 use super::chain::{self, DeltaRow, Reader};
 use super::db::Transaction;
 use super::execution::{ExecutionRow, execution_columns};
@@ -351,20 +352,29 @@ async fn merge(
         // Another execution that shares them was faster.
         return Ok(0);
     }
-    let merged = match base {
-        None => chain::image(&mut Reader::Transaction(transaction), kept).await?.to_delta(),
-        Some(_) => {
-            let parts = parts.iter().map(DeltaRow::decoded).collect::<Result<Vec<Delta>, _>>()?;
-            Delta::compose(&chain::name(kept), &parts)?
-        }
+    let whole = match base {
+        None => Some(chain::image(&mut Reader::Transaction(transaction), kept).await?),
+        Some(_) => None,
     };
-    let body = match chain::encoded(&merged, Some(body::FAST)) {
-        Ok(body) => body.bytes,
+    let bytes = parts.iter().map(|part| body::unpacked_length(&part.body)).fold(0, u64::saturating_add);
+    let merging = aside(transaction.location(), bytes, move || {
+        let merged = match whole {
+            Some(image) => image.to_delta(),
+            None => {
+                let parts = parts.iter().map(DeltaRow::decoded).collect::<Result<Vec<Delta>, _>>()?;
+                Delta::compose(&chain::name(kept), &parts)?
+            }
+        };
+        let body = chain::encoded(&merged, Some(body::FAST))?.bytes;
+        let checksum = delta_checksum(kept, base, &body);
+        Ok((body, checksum))
+    });
+    let (body, checksum) = match merging.await {
+        Ok(merged) => merged,
         // Together they are larger than one row may be: they stay as they are.
         Err(StoreError::Unstorable { .. }) => return Ok(0),
         Err(error) => return Err(error),
     };
-    let checksum = delta_checksum(kept, base, &body);
     transaction
         .query_all(&[(REPLACE, &[&kept, &base, &body, &&checksum[..]]), (DELETE_DELTAS, &[&run])])
         .await?;

@@ -1,5 +1,6 @@
 //! What a store does about a server that is silent, goes away, or is not as it must be.
 
+mod keeping;
 mod trips;
 mod working;
 
