@@ -309,12 +309,13 @@ fn decoded(text: &str) -> Result<String, String> {
             continue;
         }
         let (digits, behind) = rest.split_at_checked(2).ok_or_else(wrong)?;
-        let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
-        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
+        let digit = |byte: &u8| char::from(*byte).to_digit(16).ok_or_else(wrong);
+        let byte = digits.iter().try_fold(0, |byte, next| Ok::<_, String>(byte * 16 + digit(next)?))?;
+        bytes.push(u8::try_from(byte).map_err(|_| wrong())?);
         rest = behind;
     }
     match bytes.contains(&0) {
-        true => Err("there is a `%00`, which no name has".to_owned()),
+        true => Err("there is a `%00`, which nothing here can hold".to_owned()),
         false => String::from_utf8(bytes).map_err(|_| wrong()),
     }
 }
@@ -489,6 +490,7 @@ mod tests {
     fn what_a_url_says_twice_or_no_name_can_have_is_refused() {
         let twice = why("postgres://db/work?schema=a&sslmode=disable&schema=b");
         assert!(twice.contains("a parameter twice, `schema`"), "{twice}");
+        assert!(why("postgres://db/wo%+frk").contains("two hexadecimal digits"));
         for url in ["postgres://ann%00:x@db/work", "postgres://db/wo%00rk", "postgres://db/work?user=a%00"] {
             let nothing = why(url);
             assert!(nothing.contains("there is a `%00`"), "{nothing}");
