@@ -287,7 +287,6 @@ impl<'a> Stderr<'a> {
 
 #[cfg(test)]
 mod tests {
-
     use serde_json::json;
 
     use super::super::stand_in::Attempt;

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout_at;
 
 use super::*;
 use crate::checkpoint::{CheckpointConfig, CheckpointFrequency};
@@ -76,8 +77,9 @@ impl Office {
         if let Some(at) = self.told.iter().position(&is_it) {
             return self.told.remove(at);
         }
+        let deadline = tokio::time::Instant::now() + FAR;
         loop {
-            let event = timeout(FAR, self.events.recv()).await;
+            let event = timeout_at(deadline, self.events.recv()).await;
             let event = event.unwrap_or_else(|_| panic!("only {:?} came", self.told)).unwrap();
             assert!(!matches!(event, WorkerEvent::Lost { .. }), "{event:?}");
             if is_it(&event) {
