@@ -53,7 +53,7 @@ impl Barriers {
     pub(crate) fn behind(&self, now: DateTime<Utc>, run: &ExecutionRecord) -> Option<String> {
         let holder = run.leased_by.as_ref()?;
         let seen = wording::age(now, *self.lost.get(holder)?);
-        Some(format!("for the lease of {holder}, which is lost: last seen {seen}"))
+        Some(format!("for the lease of {holder} to end: that worker is lost, last seen {seen}"))
     }
 
     /// Returns what a run waits for that is due, other than a worker.
@@ -81,8 +81,13 @@ fn lost(workers: Vec<WorkerRecord>) -> BTreeMap<String, DateTime<Utc>> {
     let (alive, lost): (Vec<_>, Vec<_>) =
         workers.into_iter().partition(|worker| worker.stands == WorkerStand::Alive);
     let lives = |name: &String| alive.iter().any(|worker| worker.report.name == *name);
-    let lost = lost.into_iter().map(|worker| (worker.report.name, worker.seen_at));
-    lost.filter(|(name, _)| !lives(name)).collect()
+    let mut last = BTreeMap::new();
+    for WorkerRecord { report, seen_at, .. } in lost.into_iter().filter(|worker| !lives(&worker.report.name))
+    {
+        let known = last.entry(report.name).or_insert(seen_at);
+        *known = seen_at.max(*known);
+    }
+    last
 }
 
 #[cfg(test)]
@@ -166,10 +171,14 @@ mod tests {
             worker("b", WorkerStand::Alive),
             worker("c", WorkerStand::Lost),
             worker("c", WorkerStand::Alive),
+            WorkerRecord {
+                seen_at: DateTime::from_timestamp(40, 0).unwrap(),
+                ..worker("a", WorkerStand::Lost)
+            },
         ];
         let barriers = Barriers { lost: lost(workers.into()), ..Barriers::default() };
         let now = DateTime::from_timestamp(100, 0).unwrap() + TimeDelta::seconds(45);
-        let told = "for the lease of a, which is lost: last seen 45s ago";
+        let told = "for the lease of a to end: that worker is lost, last seen 45s ago";
         for (holder, told) in [(Some("a"), Some(told)), (Some("b"), None), (Some("c"), None), (None, None)] {
             let run = ExecutionRecord { leased_by: holder.map(str::to_owned), ..run(3) };
             assert_eq!(barriers.behind(now, &run).as_deref(), told, "{holder:?}");

@@ -14,6 +14,13 @@ pub(crate) fn name() -> &'static str {
     &NAME
 }
 
+#[cfg(feature = "postgres")]
+fn host() -> Option<String> {
+    whoami::hostname().ok()
+}
+
+/// Without the crate that asks every system, where a store is of one machine only.
+#[cfg(not(feature = "postgres"))]
 fn host() -> Option<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .or_else(|_| std::fs::read_to_string("/etc/hostname"))
