@@ -27,7 +27,7 @@ pub(crate) async fn done<T>(
         let name = wording::plain(&run.name);
         let holder = run.leased_by.as_deref().map_or_else(|| "another process".to_owned(), wording::plain);
         app.output.note(format!(
-            "{holder} advances {name}, and is asked to do it; if it has died, this waits for its lease to end"
+            "{holder} advances {name}, and is asked to do it: this waits for the nodes in flight, or for its lease to end if it has died"
         ));
     }
     Ok(doing.await?)

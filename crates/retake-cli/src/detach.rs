@@ -59,13 +59,13 @@ impl Detach {
 
 /// Says what happens next to a run that waits for a worker.
 pub(crate) fn tell(app: &App, name: &str, ticket: &Ticket) {
-    let name = wording::plain(name);
+    let (name, queue) = (wording::plain(name), wording::plain(&ticket.queue));
     let when = match ticket.delay {
         Duration::ZERO => String::new(),
         delay => format!(" in {}", humantime::format_duration(Duration::from_secs(delay.as_secs()))),
     };
     let show = app.command_line(format_args!("show {name}"));
-    app.output.note(format!("a worker takes it{when}; `{show}` shows how it stands"));
+    app.output.note(format!("a worker of queue {queue} takes it{when}; `{show}` shows how it stands"));
 }
 
 /// Reads a time such as `5m`.

@@ -57,7 +57,9 @@ impl Telemetry {
             let _silent = output;
             if arguments.metrics.as_deref().is_some_and(|address| !address.is_empty()) {
                 let message = "this retake was built without metrics";
-                return Err(Failure::new(Code::Usage, message).hint("build it with `--features telemetry`"));
+                return Err(Failure::new(Code::Usage, message).hint(
+                    "`cargo install --path crates/retake-cli --features telemetry` builds one with them",
+                ));
             }
             if log.is_some() {
                 let _listened_to = tracing_subscriber::registry().with(log).try_init();

@@ -92,13 +92,18 @@ fn list_workers(app: &App, workers: &[WorkerRecord]) {
             WorkerStand::Alive => Cell::from("alive"),
             WorkerStand::Lost => Cell::styled("lost", wording::colour("lost")),
         };
+        // What one had that died is with others, or will be.
+        let runs = match stands {
+            WorkerStand::Alive => format!("{} of {}", report.running, report.concurrency),
+            WorkerStand::Lost => String::new(),
+        };
         let queues = if report.queues.is_empty() { "all".to_owned() } else { report.queues.join(", ") };
         table.row([
             (&report.name).into(),
             status,
             (&report.version).into(),
             queues.into(),
-            format!("{} of {}", report.running, report.concurrency).into(),
+            runs.into(),
             wording::age(now, *seen_at).into(),
             wording::age(now, *started_at).into(),
         ]);
