@@ -42,7 +42,7 @@ enum QueueCommand {
         queue: String,
         /// At most so many, or `none`; with 0 the queue stands still
         #[arg(value_name = "N|none")]
-        most: Bound<u32>,
+        most: Bound<Most>,
     },
     /// Limit how many runs of a workflow workers begin in a period
     ///
@@ -73,6 +73,19 @@ impl<T: FromStr<Err: fmt::Display>> FromStr for Bound<T> {
             "none" => Ok(Self::None),
             text => text.parse().map(Self::At).map_err(|error: T::Err| error.to_string()),
         }
+    }
+}
+
+/// So many at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Most(u32);
+
+impl FromStr for Most {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shape = |_| format!("a limit is a number from 0 to {}, or `none`", u32::MAX);
+        text.trim().parse().map(Self).map_err(shape)
     }
 }
 
@@ -135,7 +148,9 @@ impl Queue {
             QueueCommand::Ls => list(app, store.depths().await?, &Limits::new(store.limits().await?)),
             QueueCommand::Limit { queue, most } => {
                 match most {
-                    Bound::At(most) => store.set_limit(Limit::Running { queue: queue.clone(), most }).await?,
+                    Bound::At(Most(most)) => {
+                        store.set_limit(Limit::Running { queue: queue.clone(), most }).await?
+                    }
                     Bound::None => {
                         // Whoever lifts what is not there has what was wanted.
                         let _was_there =
@@ -284,6 +299,16 @@ mod tests {
         ] {
             let error = text.parse::<Bound<Rate>>().unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_limit_is_a_number_or_none() {
+        assert_eq!("4".parse::<Bound<Most>>(), Ok(Bound::At(Most(4))));
+        assert_eq!("none".parse::<Bound<Most>>(), Ok(Bound::None));
+        for text in ["x", "-1", "4294967296", ""] {
+            let error = text.parse::<Bound<Most>>().unwrap_err();
+            assert_eq!(error, "a limit is a number from 0 to 4294967295, or `none`", "{text}");
         }
     }
 }
