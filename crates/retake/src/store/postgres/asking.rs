@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::Shared;
 use super::chain::Reader;
 use super::db::Db;
-use super::execution::{ExecutionRow, Log, execution_columns};
+use super::execution::{ExecutionRow, LOCKED, Log};
 use super::lease;
 use super::outage::Outage;
 use super::row::{self, Operation, damaged};
@@ -169,10 +169,6 @@ async fn attempt_ask(shared: &Shared, id: ExecutionId, request: Uuid, body: &[u8
 pub(super) async fn withdraw(shared: &Shared, id: ExecutionId, request: Uuid) -> Result<bool, StoreError> {
     Ok(lease::change(shared, "taking a request back", WITHDRAW, &[&id, &request]).await? > 0)
 }
-
-/// Reads an execution that nobody changes as long as the transaction runs.
-const LOCKED: &str =
-    concat!("SELECT ", execution_columns!(), " FROM executions e WHERE e.id = $1 FOR NO KEY UPDATE OF e");
 
 const NOTE: &str = "
 WITH logged AS (

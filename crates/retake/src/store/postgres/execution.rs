@@ -25,6 +25,10 @@ pub(super) use execution_columns;
 /// How many they are.
 pub(super) const EXECUTION_COLUMNS: usize = 25;
 
+/// Reads an execution that nobody changes as long as the transaction runs.
+pub(super) const LOCKED: &str =
+    concat!("SELECT ", execution_columns!(), " FROM executions e WHERE e.id = $1 FOR NO KEY UPDATE OF e");
+
 /// A row of `executions`.
 #[derive(Debug, Clone)]
 pub(super) struct ExecutionRow {

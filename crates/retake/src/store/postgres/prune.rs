@@ -23,7 +23,7 @@ use super::Shared;
 use super::aside::aside;
 use super::chain::{self, DeltaRow, Reader};
 use super::db::Transaction;
-use super::execution::{ExecutionRow, execution_columns};
+use super::execution::{ExecutionRow, LOCKED, execution_columns};
 use super::outage::Outage;
 use super::row::{self, damaged, delta_checksum, gap_checksum, get};
 use crate::execution::ExecutionId;
@@ -37,9 +37,6 @@ const PAGE: i64 = 1_000;
 
 /// What removing loses with the machine's power comes back, and is removed again: nobody need wait for the disk.
 const LAZILY: &str = "SELECT set_config('synchronous_commit', 'off', true)";
-
-const LOCKED: &str =
-    concat!("SELECT ", execution_columns!(), " FROM executions e WHERE e.id = $1 FOR NO KEY UPDATE OF e");
 
 const LOCKED_TO_GO: &str =
     concat!("SELECT ", execution_columns!(), " FROM executions e WHERE e.id = $1 FOR UPDATE OF e");
