@@ -114,11 +114,14 @@ pub(super) async fn commit(shared: &Arc<Shared>, commit: Commit) -> Result<Check
         let (write, after, record) = prepare(shared, &draft, &ground).await?;
         match shared.batcher.submit(write).await {
             Ok(Outcome::Done) => {
-                let (delta, mut reach) = (after.delta, after.reach);
-                match draft.goes_on() {
-                    true => reach = shared.cache.advance(draft.execution_id, &ground.known, after),
-                    false => shared.cache.put(draft.execution_id, after),
-                }
+                let delta = after.delta;
+                let reach = if draft.goes_on() {
+                    shared.cache.advance(draft.execution_id, &ground.known, after)
+                } else {
+                    let reach = after.reach;
+                    shared.cache.put(draft.execution_id, after);
+                    reach
+                };
                 if draft.checkpoint.cause.is_decision() {
                     shared.bell.ring(&shared.db).await;
                 }
